@@ -1,0 +1,200 @@
+"""Every field of a config once, with its unit and meaning.
+
+Plain data: no jax, no pal_jax. An experiment's config starts from
+`get_config()` and changes fields; unknown fields are refused when locked.
+Empty means '' or 0.0 here, never None: a field whose default is None could
+not be set from the command line.
+"""
+
+from ml_collections import ConfigDict
+
+
+def persona_data() -> ConfigDict:
+  """Personas with stances on behaviours (METHOD section 4)."""
+  data = ConfigDict()
+  data.name = 'persona'
+  # Folder that holds persona/*.jsonl; '' is the corpus inside the package.
+  data.path = ''
+  # File names without .jsonl. On the command line:
+  # --config.data.behaviors="('risk-seeking', 'extraversion')".
+  data.behaviors = (
+    'politically-liberal',
+    'politically-conservative',
+    'subscribes-to-Atheism',
+    'subscribes-to-Christianity',
+  )
+  data.num_personas = 4  # K*, true personas
+  data.stances = 'signed'  # 'signed': vectors of +-1; 'own': one behaviour each
+  data.form = 'statements'  # or 'yes_no': the question, answered Yes or No
+  data.num_seen_users = 200  # they have training comparisons
+  data.num_unseen_users = 100  # met only after training
+  data.comparisons_per_user = 40  # training comparisons of a seen user
+  data.validation_per_user = 20  # of a seen user, on validation statements
+  data.seen_query = 50  # test comparisons of a seen user
+  data.unseen_support = 50  # comparisons an unseen user may adapt from
+  data.unseen_query = 50  # test comparisons of an unseen user
+  data.cross_fraction = 0.5  # share of pairs of statements of two behaviours
+  data.label_noise = 0.0  # probability that a training label is flipped
+  data.support_noise = 0.0  # the same for unseen users' support labels
+  data.mixture = 0.0  # Dirichlet concentration; 0.0: a user is one persona
+  data.validation_fraction = 0.1  # share of the statements
+  data.test_fraction = 0.3  # share of the statements, the "unseen" ones
+  data.seed = 0  # of personas, users, splits and comparisons
+  return data
+
+
+def simulation_data() -> ConfigDict:
+  """Planted prototypes and items, Gaussian in R^P (METHOD section 4)."""
+  data = ConfigDict()
+  data.name = 'simulation'
+  data.num_personas = 4  # K*, planted prototypes
+  data.dimension = 8  # P of the planted space, and D of the features
+  data.num_items = 2000
+  data.num_seen_users = 200
+  data.num_unseen_users = 100
+  data.comparisons_per_user = 100
+  data.validation_per_user = 20
+  data.seen_query = 50
+  data.unseen_support = 50
+  data.unseen_query = 50
+  data.label_noise = 0.0
+  data.support_noise = 0.0
+  data.mixture = 0.0
+  data.validation_fraction = 0.1
+  data.test_fraction = 0.3
+  data.seed = 0
+  return data
+
+
+def neural_process_data() -> ConfigDict:
+  """The one-dimensional toy with a known optimum (METHOD section 4)."""
+  data = simulation_data()
+  data.name = 'neural_process'
+  data.num_personas = 2
+  data.dimension = 1
+  return data
+
+
+def model() -> ConfigDict:
+  """Variants of the model (METHOD section 1)."""
+  config = ConfigDict()
+  config.name = 'pal_a'  # 'pal_a', 'pal_b'
+  config.point = 'Pw'  # PAL-A: 'Pw', 'f(P)w', 'f(Pw)', '|f(P)|w'
+  # 'squared_distance', 'distance', 'normalized_distance', 'cosine',
+  # 'inner_product'.
+  config.preference = 'squared_distance'
+  config.membership = 'convex'  # 'convex', 'partition', 'mixture_likelihood'
+  config.mixture_level = 'comparison'  # or 'user'; of mixture_likelihood
+  config.gumbel = False  # partition: straight-through samples in training
+  config.gumbel_temperature = 1.0
+  config.num_prototypes = 4  # K
+  config.width = 64  # P
+  config.projector = 'mlp1'  # 'identity' or 'mlpN', N hidden layers
+  config.activation = 'gelu'  # 'relu', 'gelu', 'linear'
+  config.dropout = 0.0
+  config.residual = False  # adds the input to the output; needs D = P
+  config.batch_norm = False
+  config.use_bias = True
+  config.learn_scale = True  # whether tau, which multiplies rewards, learns
+  config.init_user_scale = 0.1  # standard deviation of the users' logits
+  config.matryoshka = ()  # nested prefixes of P, for example (8, 16, 32)
+  return config
+
+
+def features() -> ConfigDict:
+  """How texts become arrays."""
+  config = ConfigDict()
+  config.encoder = 'minilm'  # 'minilm', 'huggingface', 'precomputed'
+  config.path = ''  # model folder or name; '' is the encoder's default
+  config.pooling = 'mean'  # 'mean', 'last', 'cls'
+  config.layer = -1  # -1 last, -2 penultimate
+  config.batch_size = 64
+  config.cache_dir = ''  # '' is $XDG_CACHE_HOME/pal_jax/features
+  config.dtype = 'float16'  # on disk
+  return config
+
+
+def train() -> ConfigDict:
+  config = ConfigDict()
+  config.num_steps = 1000
+  config.batch_size = 512  # comparisons, over all devices
+  # 'comparisons', or 'users': whole users, as the user-level mixture needs.
+  config.batching = 'comparisons'
+  config.loss = 'logistic'  # 'cross_entropy', 'hinge', 'smoothed_hinge'
+  config.user_weighting = 'none'  # or 'inverse_count', 1 / n_i
+  config.bound_weight = 0.0  # lambda of relu(||u|| - beta); the paper has 1
+  config.bound_radius = 4.0  # beta
+  config.log_every = 50  # steps
+  config.checkpoint_every = 100  # steps; validates and saves
+  config.select = 'best'  # parameters reported: 'best' by validation, 'last'
+  return config
+
+
+def optimizer() -> ConfigDict:
+  """Groups of parameters by name, each with its own rate and decay."""
+  config = ConfigDict()
+  config.name = 'adamw'  # or 'adam', whose decay is in the gradient (torch's)
+  config.schedule = 'cosine'  # 'constant', 'linear', 'cosine'; to 0 at the end
+  config.warmup_steps = 50
+  config.clip_norm = 1.0  # global norm of the gradient; 0.0 turns it off
+  config.b1 = 0.9
+  config.b2 = 0.999
+  config.eps = 1e-8
+  # pattern: a regular expression searched in 'projector/Dense_0/kernel'.
+  # optional: it may match nothing (otherwise that is an error).
+  config.groups = ConfigDict(
+    {
+      'projectors': {
+        'pattern': '^(projector|prompt_projectors)/',
+        'learning_rate': 1e-3,
+        'weight_decay': 0.01,
+        'optional': False,
+      },
+      'points': {
+        'pattern': '^(prototypes|user_logits|class_logits)$',
+        'learning_rate': 1e-2,
+        'weight_decay': 0.0,
+        'optional': False,
+      },
+      'temperatures': {
+        'pattern': '^(log_scale|log_temperature)$',
+        'learning_rate': 1e-2,
+        'weight_decay': 0.0,
+        'optional': False,
+      },
+    }
+  )
+  return config
+
+
+def adaptation() -> ConfigDict:
+  """Fitting the weights of users the model never saw (METHOD section 3)."""
+  config = ConfigDict()
+  # Strength lambda of KL(w || population), in nats; 0.0 picks the best of a
+  # grid on the seen users' validation comparisons.
+  config.strength = 0.0
+  config.max_iterations = 500
+  config.tolerance = 1e-5  # of the certificate, relative to max(1, objective)
+  return config
+
+
+def evaluation() -> ConfigDict:
+  config = ConfigDict()
+  config.num_support = (0, 1, 2, 5, 10, 20, 50)  # n of the few-shot curve
+  config.resamples = 5  # random orders of each unseen user's support
+  return config
+
+
+def get_config() -> ConfigDict:
+  """The base of every experiment."""
+  config = ConfigDict()
+  config.seed = 0  # of initialisation, batches and resamples
+  config.parallel = 'jit'  # 'jit' on a mesh of the local devices, or 'pmap'
+  config.data = persona_data()
+  config.features = features()
+  config.model = model()
+  config.train = train()
+  config.optimizer = optimizer()
+  config.adaptation = adaptation()
+  config.evaluation = evaluation()
+  return config

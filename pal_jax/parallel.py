@@ -1,0 +1,115 @@
+"""Devices: one pure step, compiled by jit on a mesh or by pmap.
+
+The only file that knows devices. Batches are padded to a multiple of their
+number; masks make that harmless.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from pal_jax.data.batching import pad
+from pal_jax.errors import InputError
+from pal_jax.structs import Comparisons
+
+MODES = ('jit', 'pmap')
+AXIS = 'batch'
+
+
+def check_mode(mode: str) -> None:
+  if mode not in MODES:
+    raise InputError(
+      f'config.parallel={mode!r} is unknown: expected one of {MODES}'
+    )
+
+
+def axis_name(mode: str) -> str | None:
+  """The axis that the step must sum over itself; None under jit."""
+  check_mode(mode)
+  return AXIS if mode == 'pmap' else None
+
+
+def make_mesh(devices=None) -> Mesh:
+  """A one-dimensional mesh of the local devices."""
+  devices = jax.local_devices() if devices is None else devices
+  return jax.make_mesh(
+    (len(devices),),
+    (AXIS,),
+    # The default, Explicit, breaks linen's Embed and Dropout.
+    axis_types=(jax.sharding.AxisType.Auto,),
+    devices=devices,
+  )
+
+
+def jit_step(step: Callable, mesh: Mesh) -> Callable:
+  """step(state, batch, table, key) with the batch sharded over the mesh."""
+  whole = NamedSharding(mesh, PartitionSpec())
+  split = NamedSharding(mesh, PartitionSpec(AXIS))
+  compiled = jax.jit(
+    step,
+    in_shardings=(whole, split, whole, whole),
+    out_shardings=(whole, whole),
+  )
+  size = mesh.devices.size
+
+  @functools.wraps(compiled)
+  def run(state, batch: Comparisons, table, key):
+    return compiled(state, pad_to_multiple(batch, size), table, key)
+
+  return run
+
+
+def pmap_step(step: Callable, devices=None) -> Callable:
+  """The same by pmap: replicated state in and out, the batch split."""
+  devices = jax.local_devices() if devices is None else devices
+  compiled = jax.pmap(
+    step,
+    axis_name=AXIS,
+    in_axes=(None, 0, None, None),
+    out_axes=(None, None),
+    devices=devices,
+  )
+  size = len(devices)
+
+  def run(state, batch: Comparisons, table, key):
+    batch = pad_to_multiple(batch, size)
+    shards = jax.tree.map(
+      lambda x: x.reshape((size, -1, *x.shape[1:])), batch
+    )
+    return compiled(state, shards, table, key)
+
+  return run
+
+
+def compile_step(step: Callable, mode: str, devices=None) -> Callable:
+  """`jit_step` on a mesh of the local devices, or `pmap_step`."""
+  check_mode(mode)
+  if mode == 'pmap':
+    return pmap_step(step, devices)
+  return jit_step(step, make_mesh(devices))
+
+
+def pad_to_multiple(batch: Comparisons, size: int) -> Comparisons:
+  """Pads [B] comparisons so that `size` divides their number."""
+  count = len(batch.label)
+  return pad(batch, -(-count // size) * size)
+
+
+def place(tree, mode: str, devices=None):
+  """Puts arrays on the device(s) where the compiled step expects them.
+
+  State that enters off the mesh would cost a second compilation.
+  """
+  if mode == 'pmap':
+    return jax.tree.map(jax.numpy.asarray, tree)
+  return jax.device_put(
+    tree, NamedSharding(make_mesh(devices), PartitionSpec())
+  )
+
+
+def fetch(tree):
+  """Arrays of a tree as numpy, on the host."""
+  return jax.tree.map(np.asarray, jax.device_get(tree))
