@@ -19,9 +19,9 @@ def persona_data() -> ConfigDict:
   # --config.data.behaviors="('risk-seeking', 'extraversion')".
   data.behaviors = (
     'politically-liberal',
-    'politically-conservative',
-    'subscribes-to-Atheism',
     'subscribes-to-Christianity',
+    'interest-in-sports',
+    'extraversion',
   )
   data.num_personas = 4  # K*, true personas
   data.stances = 'signed'  # 'signed': vectors of +-1; 'own': one behaviour each
@@ -89,9 +89,9 @@ def model() -> ConfigDict:
   config.gumbel_temperature = 1.0
   config.num_prototypes = 4  # K
   config.width = 64  # P
-  config.projector = 'mlp1'  # 'identity' or 'mlpN', N hidden layers
+  config.projector = 'mlp2'  # 'identity' or 'mlpN', N hidden layers
   config.activation = 'gelu'  # 'relu', 'gelu', 'linear'
-  config.dropout = 0.0
+  config.dropout = 0.5
   config.residual = False  # adds the input to the output; needs D = P
   config.batch_norm = False
   config.use_bias = True
@@ -111,6 +111,7 @@ def features() -> ConfigDict:
   config.batch_size = 64
   config.cache_dir = ''  # '' is $XDG_CACHE_HOME/pal_jax/features
   config.dtype = 'float16'  # on disk
+  config.normalize = 'rms'  # each text to a mean square of 1, or 'none'
   return config
 
 
@@ -146,13 +147,13 @@ def optimizer() -> ConfigDict:
     {
       'projectors': {
         'pattern': '^(projector|prompt_projectors)/',
-        'learning_rate': 1e-3,
+        'learning_rate': 3e-4,
         'weight_decay': 0.01,
         'optional': False,
       },
       'points': {
         'pattern': '^(prototypes|user_logits|class_logits)$',
-        'learning_rate': 1e-2,
+        'learning_rate': 3e-2,
         'weight_decay': 0.0,
         'optional': False,
       },

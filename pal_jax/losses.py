@@ -25,9 +25,7 @@ def cross_entropy(rewards: jax.Array, label: jax.Array) -> jax.Array:
   return -(label * log_p[..., 0] + (1.0 - label) * log_p[..., 1])
 
 
-def hinge(
-  logit: jax.Array, label: jax.Array, margin: float = 1.0
-) -> jax.Array:
+def hinge(logit: jax.Array, label: jax.Array, margin: float = 1.0) -> jax.Array:
   """relu(margin - z) for label 1, relu(margin + z) for label 0."""
   return label * jax.nn.relu(margin - logit) + (1.0 - label) * jax.nn.relu(
     margin + logit
@@ -77,9 +75,7 @@ def ideal_point_bound(
   return weight * jax.nn.relu(norm - radius)
 
 
-def token_weights(
-  tokens: jax.Array, mask: jax.Array, kind: str
-) -> jax.Array:
+def token_weights(tokens: jax.Array, mask: jax.Array, kind: str) -> jax.Array:
   """Weights over token positions for models that score every token.
 
   The window runs from the first position where the two responses differ (by
@@ -108,9 +104,9 @@ def token_weights(
   differs = jnp.any(mask, axis=-2) & (
     ~both | (tokens[..., 0, :] != tokens[..., 1, :])
   )
-  last = jnp.max(
-    jnp.where(mask, position, -1), axis=(-2, -1), keepdims=False
-  )[..., None]
+  last = jnp.max(jnp.where(mask, position, -1), axis=(-2, -1), keepdims=False)[
+    ..., None
+  ]
   first = jnp.where(
     jnp.any(differs, axis=-1), jnp.argmax(differs, axis=-1), last[..., 0]
   )[..., None]

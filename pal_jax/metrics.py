@@ -18,9 +18,7 @@ def pair_accuracy(logit: np.ndarray, label: np.ndarray) -> np.ndarray:
   return np.where(label == 0.5, np.nan, right)
 
 
-def negative_log_likelihood(
-  logit: np.ndarray, label: np.ndarray
-) -> np.ndarray:
+def negative_log_likelihood(logit: np.ndarray, label: np.ndarray) -> np.ndarray:
   """Nats per comparison."""
   return np.logaddexp(0.0, -logit) * label + np.logaddexp(0.0, logit) * (
     1.0 - label
@@ -57,6 +55,32 @@ def worst_decile(user_accuracy: np.ndarray) -> float:
   return float(values[: int(np.ceil(0.1 * values.size))].mean())
 
 
+def user_accuracies(logit: np.ndarray, label: np.ndarray) -> np.ndarray:
+  """[U] accuracy of each user over pairs and resamples; NaN if all tie.
+
+  Args:
+    logit: [U, N] or [R, U, N].
+    label: [U, N].
+  """
+  logit = np.asarray(logit, float).reshape((-1, *label.shape))
+  decided = label != 0.5
+  right = np.nansum(pair_accuracy(logit, label), axis=-1).mean(0)
+  return np.where(
+    decided.any(-1), right / np.maximum(decided.sum(-1), 1), np.nan
+  )
+
+
+def bootstrap_interval(
+  per_user: np.ndarray, seed: int = 0, num_draws: int = 1000
+) -> list[float]:
+  """95% percentile interval of the mean over users, resampling users."""
+  values = per_user[np.isfinite(per_user)]
+  rng = np.random.default_rng([seed, 3])
+  draws = rng.integers(0, values.size, (num_draws, values.size))
+  low, high = np.percentile(values[draws].mean(-1), [2.5, 97.5])
+  return [float(low), float(high)]
+
+
 def evaluate_logits(logit: np.ndarray, label: np.ndarray) -> dict[str, float]:
   """All metrics of a table of comparisons.
 
@@ -73,11 +97,7 @@ def evaluate_logits(logit: np.ndarray, label: np.ndarray) -> dict[str, float]:
   label = np.asarray(label, float)
   right = pair_accuracy(logit, label)
   tied = label == 0.5
-  # All-tied users have no accuracy: NaN, left out of means over users.
-  decided = np.maximum((~tied).sum(-1), 1)
-  per_user = np.where(
-    (~tied).any(-1), np.nansum(right, axis=-1).mean(0) / decided, np.nan
-  )
+  per_user = user_accuracies(logit, label)
   labels = np.broadcast_to(label, logit.shape)
   return {
     'accuracy': _mean(right),

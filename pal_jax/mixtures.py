@@ -25,9 +25,7 @@ def mixture_logit(log_weights: jax.Array, delta: jax.Array) -> jax.Array:
   return positive - negative
 
 
-def comparison_log_likelihoods(
-  delta: jax.Array, label: jax.Array
-) -> jax.Array:
+def comparison_log_likelihoods(delta: jax.Array, label: jax.Array) -> jax.Array:
   """log p(y | class k) per comparison: [..., K], [...] -> [..., K].
 
   A label strictly between 0 and 1 gives the expected log-likelihood.

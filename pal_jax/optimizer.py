@@ -138,8 +138,7 @@ def create(config, params, num_steps: int) -> optax.GradientTransformation:
   """
   if config.name not in OPTIMIZERS:
     raise InputError(
-      f'optimizer.name={config.name!r} is unknown: expected one of '
-      f'{OPTIMIZERS}'
+      f'optimizer.name={config.name!r} is unknown: expected one of {OPTIMIZERS}'
     )
   labels = label_parameters(params, config.groups)
   groups = optax.partition(

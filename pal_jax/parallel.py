@@ -76,9 +76,7 @@ def pmap_step(step: Callable, devices=None) -> Callable:
 
   def run(state, batch: Comparisons, table, key):
     batch = pad_to_multiple(batch, size)
-    shards = jax.tree.map(
-      lambda x: x.reshape((size, -1, *x.shape[1:])), batch
-    )
+    shards = jax.tree.map(lambda x: x.reshape((size, -1, *x.shape[1:])), batch)
     return compiled(state, shards, table, key)
 
   return run

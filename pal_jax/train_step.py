@@ -71,8 +71,7 @@ def create_objective(train_config, model_config) -> Objective:
   name = train_config.loss
   if name not in losses.LOSSES:
     raise InputError(
-      f'train.loss={name!r} is unknown: expected one of '
-      f'{sorted(losses.LOSSES)}'
+      f'train.loss={name!r} is unknown: expected one of {sorted(losses.LOSSES)}'
     )
   if model_config.membership == 'mixture_likelihood' and 'hinge' in name:
     raise InputError(
@@ -209,14 +208,16 @@ def train_step(
 
   def local_loss(params):
     out, new_state = apply_model(
-      model, params, state.model_state, batch, table,
+      model,
+      params,
+      state.model_state,
+      batch,
+      table,
       train=True,
       rngs={'dropout': dropout_key, 'gumbel': gumbel_key},
       mutable=['batch_stats'],
     )
-    loss, reported = _comparison_losses(
-      model, objective, out, batch, axis_name
-    )
+    loss, reported = _comparison_losses(model, objective, out, batch, axis_name)
     bound = losses.ideal_point_bound(
       out.norm, objective.bound_radius, objective.bound_weight
     )
@@ -225,9 +226,9 @@ def train_step(
     mean = jnp.sum(each) / jnp.maximum(total_weight, 1e-12)
     return mean, (out, new_state, reported, bound)
 
-  grads, (out, new_state, reported, bound) = jax.grad(
-    local_loss, has_aux=True
-  )(state.params)
+  grads, (out, new_state, reported, bound) = jax.grad(local_loss, has_aux=True)(
+    state.params
+  )
   grads = _sum_over_devices(grads, axis_name)
   metrics = _sum_over_devices(
     step_metrics(out, batch, reported, bound, jnp.zeros(())), axis_name

@@ -104,8 +104,7 @@ def _parse_line(where: str, line: str, behavior: str) -> Statement:
   for field in ('statement', 'question', 'answer_matching_behavior'):
     if field not in row:
       raise InputError(
-        f"{where}: the field '{field}' is missing; the line has "
-        f'{sorted(row)}'
+        f"{where}: the field '{field}' is missing; the line has {sorted(row)}"
       )
     if not isinstance(row[field], str) or not row[field].strip():
       raise InputError(
@@ -131,8 +130,10 @@ def draw_stances(
     rng: of the draw.
     num_personas: K*.
     num_behaviors: length of a vector.
-    kind: 'signed' draws distinct vectors of +-1, so that personas contradict
-      each other; 'own' gives persona k a +1 on behaviour k alone.
+    kind: 'signed' draws distinct vectors of +-1 in opposite pairs, v and -v,
+      so that for an even K* no homogeneous model can please more than half
+      of all users on any pair; 'own' gives persona k a +1 on behaviour k
+      alone.
 
   Raises:
     InputError: if there are not that many, or the kind is unknown.
@@ -146,8 +147,10 @@ def draw_stances(
       )
     found: dict[tuple[int, ...], None] = {}
     while len(found) < num_personas:
-      found[tuple(rng.integers(0, 2, num_behaviors).tolist())] = None
-    return 2.0 * np.array(list(found), float) - 1.0
+      drawn = 2 * rng.integers(0, 2, num_behaviors) - 1
+      found[tuple(drawn.tolist())] = None
+      found[tuple((-drawn).tolist())] = None
+    return np.array(list(found), float)[:num_personas]
   if kind == 'own':
     if num_personas > num_behaviors:
       raise InputError(
@@ -434,9 +437,7 @@ class _JoinedAnswers(_YesNo):
 
 
 def _groups(statements) -> tuple[str, ...]:
-  return tuple(
-    f'{s.behavior} {"+" if s.matches else "-"}' for s in statements
-  )
+  return tuple(f'{s.behavior} {"+" if s.matches else "-"}' for s in statements)
 
 
 def all_texts(folder: Path, behaviors: list[str]) -> list[str]:

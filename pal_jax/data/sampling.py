@@ -63,8 +63,7 @@ def draw_comparisons(
   prompt = np.zeros(owner.size, np.int64)
   label = np.zeros(owner.size, np.float32)
   taken = [
-    _pair_ids(c.user, c.prompt, c.items)
-    for c in (e.flatten() for e in exclude)
+    _pair_ids(c.user, c.prompt, c.items) for c in (e.flatten() for e in exclude)
   ]
   open_rows = np.arange(owner.size)
   for _ in range(MAX_ROUNDS):
@@ -187,15 +186,26 @@ def draw_splits(
   unseen = config.num_seen_users + np.arange(config.num_unseen_users)
   out = {}
   out['train'] = draw(
-    rng, seen, config.comparisons_per_user, 0, noise=config.label_noise,
+    rng,
+    seen,
+    config.comparisons_per_user,
+    0,
+    noise=config.label_noise,
     what='training comparisons (data.comparisons_per_user)',
   )
   out['validation'] = draw(
-    rng, seen, config.validation_per_user, 1,
+    rng,
+    seen,
+    config.validation_per_user,
+    1,
     what='validation comparisons (data.validation_per_user)',
   )
   out['support'] = draw(
-    rng, unseen, config.unseen_support, 0, noise=config.support_noise,
+    rng,
+    unseen,
+    config.unseen_support,
+    0,
+    noise=config.support_noise,
     what='support comparisons of unseen users (data.unseen_support)',
   )
   for name, users, number, shown in (
@@ -204,7 +214,11 @@ def draw_splits(
   ):
     for where, split in (('seen_items', 0), ('unseen_items', 2)):
       out[f'{name}_{where}'] = draw(
-        rng, users, number, split, exclude=(shown,),
+        rng,
+        users,
+        number,
+        split,
+        exclude=(shown,),
         what=f'test comparisons of {name} users, {where} (data.{name}_query)',
       )
   return out
@@ -222,9 +236,14 @@ def check_sizes(config) -> None:
     InputError: as said.
   """
   for field in (
-    'num_personas', 'num_seen_users', 'num_unseen_users',
-    'comparisons_per_user', 'validation_per_user', 'seen_query',
-    'unseen_support', 'unseen_query',
+    'num_personas',
+    'num_seen_users',
+    'num_unseen_users',
+    'comparisons_per_user',
+    'validation_per_user',
+    'seen_query',
+    'unseen_support',
+    'unseen_query',
   ):
     if config[field] < 1:
       raise InputError(f'data.{field}={config[field]} must be at least 1')

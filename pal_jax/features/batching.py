@@ -34,9 +34,10 @@ def batches(
     size = sizes[min(np.searchsorted(sizes, left), len(sizes) - 1)]
     rows = order[start : start + size]
     length = lengths[np.searchsorted(lengths, counts[rows[0]])]
-    batch = np.zeros((size, length), np.int32)
+    token_ids_BT = np.zeros((size, length), np.int32)
+    mask_BT = np.zeros((size, length), bool)
     for i, row in enumerate(rows):
-      batch[i, : counts[row]] = token_ids[row]
-    mask = np.arange(length) < np.pad(counts[rows], (0, size - len(rows)))[:, None]
-    yield rows, batch, mask
+      token_ids_BT[i, : counts[row]] = token_ids[row]
+      mask_BT[i, : counts[row]] = True
+    yield rows, token_ids_BT, mask_BT
     start += size

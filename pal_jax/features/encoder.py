@@ -1,12 +1,11 @@
 """What an encoder is: a name, a version, a width, and encode."""
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 
 
-@runtime_checkable
 class Encoder(Protocol):
   """Turns texts into vectors of a fixed width, without training.
 

@@ -3,14 +3,20 @@
 import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from pal_jax.errors import InputError
 from pal_jax.features import checks
 from pal_jax.features.encoder import Encoder
-from pal_jax.features.store import DTYPES, FeatureStore, Spec, text_keys
+from pal_jax.features.store import (
+  DTYPES,
+  FeatureStore,
+  Spec,
+  read_spec,
+  text_keys,
+)
 
 # Texts encoded between two writes: what a killed process loses at most.
 _CHUNK = 8192
@@ -71,7 +77,11 @@ def default_cache_dir() -> pathlib.Path:
   """$XDG_CACHE_HOME/pal_jax/features, or ~/.cache/pal_jax/features."""
   base = os.environ.get('XDG_CACHE_HOME', '')
   # The XDG specification says to ignore a relative path.
-  root = pathlib.Path(base) if os.path.isabs(base) else _home() / '.cache'
+  root = (
+    pathlib.Path(base)
+    if os.path.isabs(base)
+    else pathlib.Path.home() / '.cache'
+  )
   return root / 'pal_jax' / 'features'
 
 
@@ -91,19 +101,20 @@ def _cached(first_row, encoder, stores, cache_dir, dtype, progress):
   folder = cache_folder(encoder, cache_dir, dtype)
   if (folder / 'store.json').exists():
     stores = [*stores, folder]
-  sources = [
-    store
-    for store in map(FeatureStore, stores)
-    if _identity(store.spec) == (encoder.name, encoder.version)
-  ]
-
-  located, missing = _locate(texts, sources)
+  sources = {
+    str(path): FeatureStore(path)
+    for path in stores
+    if _identity(read_spec(path)) == (encoder.name, encoder.version)
+  }
   width = _width(sources, encoder)
+  located, missing = _locate(texts, sources.values())
   if len(missing):
-    # Made before encoding: hours of it must not end at a folder that refuses.
-    cache = FeatureStore.open_or_create(
-      folder, Spec(encoder.name, encoder.version, width, dtype)
-    )
+    cache = sources.get(str(folder))
+    if cache is None:
+      spec = Spec(encoder.name, encoder.version, width, dtype)
+      cache = FeatureStore.open_or_create(folder, spec)
+    # Before encoding: hours of it must not end at a folder that refuses.
+    cache.check_writable()
   vectors = np.empty((len(texts), width), dtype)
   for store, positions, rows in located:
     _read(store, positions, rows, vectors, texts, first_rows)
@@ -116,7 +127,7 @@ def _cached(first_row, encoder, stores, cache_dir, dtype, progress):
       raise InputError(
         f'{len(missing)} of {len(texts)} texts are in no store of encoder '
         f'{encoder.name}, version {encoder.version} (looked in '
-        f'{[str(store) for store in stores]}), and encoding them failed: '
+        f'{[str(path) for path in stores]}), and encoding them failed: '
         f'{error}'
       ) from error
     cache.append(list(chunk), vectors[rows])
@@ -142,9 +153,9 @@ def _locate(texts, sources):
   return located, missing
 
 
-def _width(sources: Sequence[FeatureStore], encoder: Encoder) -> int:
+def _width(sources: Mapping[str, FeatureStore], encoder: Encoder) -> int:
   """D, from the stores if there are any: the encoder may not be installed."""
-  widths = {str(store.folder): store.spec.width for store in sources}
+  widths = {path: store.spec.width for path, store in sources.items()}
   if len(set(widths.values())) > 1:
     raise InputError(
       f'stores of encoder {encoder.name}, version {encoder.version}, differ '
@@ -181,7 +192,7 @@ def _encode(first_row, encoder, width, dtype):
   if vectors.shape != (len(texts), width):
     raise InputError(
       f'encoder {encoder.name}, version {encoder.version}: {len(texts)} texts '
-      f'gave an array of shape {vectors.shape}; expected {(len(texts), width)}. '
-      'Mend the encoder.'
+      f'gave an array of shape {vectors.shape}; expected '
+      f'{(len(texts), width)}. Mend the encoder.'
     )
   return checks.to_dtype(vectors, dtype, texts, list(first_row.values()))

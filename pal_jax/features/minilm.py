@@ -104,15 +104,17 @@ class MiniLM:
       InputError: a text is no string, or the model cannot be loaded.
     """
     checks.check_texts(texts)
-    checkpoint, tokenizer, params, embed = self._loaded
+    config, params, tokenizer = self._loaded
     token_ids = [e.ids for e in tokenizer.encode_batch(list(texts))]
-    vectors = np.empty((len(token_ids), checkpoint.config.width), np.float32)
-    lengths = _padded_lengths(checkpoint.config)
+    vectors = np.empty((len(token_ids), config.width), np.float32)
+    lengths = _padded_lengths(config)
     sizes = (min(8, self._batch_size), self._batch_size)
     # Not fetched in the loop: the device computes while batches are padded.
     pending = [
-      (rows, embed(params, batch, mask))
-      for rows, batch, mask in batching.batches(token_ids, lengths, sizes)
+      (rows, _embed(config, params, token_ids_BT, mask_BT))
+      for rows, token_ids_BT, mask_BT in batching.batches(
+        token_ids, lengths, sizes
+      )
     ]
     for rows, vectors_BD in pending:
       vectors[rows] = np.asarray(vectors_BD)[: len(rows)]
@@ -128,21 +130,18 @@ class MiniLM:
         f'{OFFICIAL_FINGERPRINT}. Reinstall it ({INSTALL_WEIGHTS}), or set '
         'features.path to this folder to use it under a version of its own.'
       )
-    model = Bert(checkpoint.config)
+    return checkpoint.config, jax.device_put(checkpoint.params), tokenizer
 
-    @jax.jit
-    def embed(params, token_ids_BT, mask_BT):
-      hidden_BTD = model.apply({'params': params}, token_ids_BT, mask_BT)
-      return sentence_vectors(hidden_BTD, mask_BT)
 
-    def precise_embed(params, token_ids_BT, mask_BT):
-      # Accelerators multiply in bfloat16 or TF32 by default, an error of
-      # 1e-3; vectors in a cache must not depend on who computed them.
-      with jax.default_matmul_precision('float32'):
-        return embed(params, token_ids_BT, mask_BT)
-
-    params = jax.device_put(checkpoint.params)
-    return checkpoint, tokenizer, params, precise_embed
+# Here, not in the class, so that a second encoder compiles nothing anew.
+@functools.partial(jax.jit, static_argnames='config')
+def _embed(config, params, token_ids_BT, mask_BT):
+  """[B, T] -> [B, D], without dropout."""
+  # Accelerators multiply in bfloat16 or TF32 by default, an error of 1e-3;
+  # vectors in a cache must not depend on where they were computed.
+  with jax.default_matmul_precision('float32'):
+    hidden_BTD = Bert(config).apply({'params': params}, token_ids_BT, mask_BT)
+    return sentence_vectors(hidden_BTD, mask_BT)
 
 
 def load(folder: str | os.PathLike):
@@ -185,7 +184,8 @@ def fingerprint(folder: pathlib.Path) -> str:
   """Hash of all in `folder` that decides a vector: '<weights>.<the rest>'.
 
   The rest is the tokenizer without truncation and padding, which are set
-  here, and the sizes that no shape shows. Files with the same meaning but another layout agree.
+  here, and the sizes that no shape shows. Files with the same meaning but
+  another layout agree.
 
   Raises:
     InputError: a file is missing or cannot be read.

@@ -9,8 +9,9 @@ A folder holds
 Nothing is ever changed in place: an append adds one pair of files, each
 written under a temporary name, flushed and renamed, the keys last. So a
 process killed at any moment leaves files that are ignored, several processes
-may append at once, and a shard that a store has mapped stays as it is. The
-folder is a cache: deleting a pair, or all of it, is safe. Nothing is pickled.
+may append at once, and a shard that a store has mapped stays as it is. <id> is
+the hash of the keys. The folder is a cache: deleting a pair, or all of it, is
+safe. Nothing is pickled.
 """
 
 import dataclasses
@@ -65,7 +66,7 @@ class FeatureStore:
 
   def __init__(self, folder: str | os.PathLike):
     self.folder = pathlib.Path(folder)
-    self.spec = _read_spec(self.folder)
+    self.spec = read_spec(self.folder)
     self._shards = [
       shard
       for path in sorted(self.folder.glob('*.keys.npy'))
@@ -97,10 +98,7 @@ class FeatureStore:
         folder.mkdir(parents=True, exist_ok=True)
         _write(folder / 'store.json', lambda file: file.write(text.encode()))
       except OSError as error:
-        raise InputError(
-          f'the feature cache {folder} cannot be written ({error}). Set '
-          'features.cache_dir to a folder that can.'
-        ) from error
+        raise InputError(f'{_unwritable(folder)} ({error})') from error
     store = cls(folder)
     if store.spec != spec:
       raise InputError(
@@ -151,6 +149,11 @@ class FeatureStore:
     start = self._ends[i] - len(self._shards[i].keys)
     return f'{self._shards[i].path}, row {position - start}'
 
+  def check_writable(self) -> None:
+    """Raises InputError if `append` would fail for want of permission."""
+    if not os.access(self.folder, os.W_OK):
+      raise InputError(_unwritable(self.folder))
+
   def append(self, texts: Sequence[str], vectors: np.ndarray) -> None:
     """Adds one shard.
 
@@ -172,10 +175,12 @@ class FeatureStore:
     if not len(texts):
       return
     vectors = checks.to_dtype(vectors, self.spec.dtype, texts)
-    name = uuid.uuid4().hex
+    keys = text_keys(texts)
+    # From the content, not at random: encoding the same texts again gives the
+    # same files, and replaces a pair that was found corrupt.
+    name = hashlib.sha256(keys.tobytes()).hexdigest()[:32]
     keys_path = self.folder / f'{name}.keys.npy'
     vectors_path = self.folder / f'{name}.vectors.npy'
-    keys = text_keys(texts)
     try:
       _write(vectors_path, lambda file: _save(file, vectors))
       _write(keys_path, lambda file: _save(file, keys))
@@ -214,8 +219,13 @@ def _prefixes(keys: np.ndarray) -> np.ndarray:
   return np.ascontiguousarray(keys[:, :8]).view(np.uint64)[:, 0]
 
 
-def _read_spec(folder: pathlib.Path) -> Spec:
-  path = folder / 'store.json'
+def read_spec(folder: str | os.PathLike) -> Spec:
+  """What the store in `folder` holds, without opening its shards.
+
+  Raises:
+    InputError: `folder` holds no store, or one of another format.
+  """
+  path = pathlib.Path(folder) / 'store.json'
   try:
     description = json.loads(path.read_text(encoding='utf-8'))
     format_number = description.pop('format')
@@ -266,6 +276,13 @@ def _open_shard(keys_path: pathlib.Path, spec: Spec) -> _Shard | None:
   # Plain arrays over the same map: indexing np.memmap costs a Python call to
   # __array_finalize__ each time.
   return _Shard(path, keys.view(np.ndarray), vectors.view(np.ndarray))
+
+
+def _unwritable(folder: pathlib.Path) -> str:
+  return (
+    f'the feature cache {folder} cannot be written; expected a folder that '
+    'can. Set features.cache_dir to one.'
+  )
 
 
 def _skip(path: pathlib.Path, reason: str) -> None:

@@ -138,8 +138,10 @@ class IdealPointModel(nn.Module):
 
   def scale(self) -> jax.Array:
     """tau = exp(s), at most 100."""
-    s = self.log_scale if self.learn_scale else jax.lax.stop_gradient(
+    s = (
       self.log_scale
+      if self.learn_scale
+      else jax.lax.stop_gradient(self.log_scale)
     )
     return jnp.minimum(jnp.exp(s), MAX_SCALE)
 
@@ -228,7 +230,9 @@ class IdealPointModel(nn.Module):
     """
     if mask is None:
       mask = jnp.ones(user.shape, bool)
-    x = self.embed(items, train, jnp.broadcast_to(mask[:, None], (*user.shape, 2)))
+    x = self.embed(
+      items, train, jnp.broadcast_to(mask[:, None], (*user.shape, 2))
+    )
     log_w = self.user_log_weights(user)
     basis = self.basis(prompts, train, mask)
     if self.mixes_likelihoods:
@@ -236,7 +240,8 @@ class IdealPointModel(nn.Module):
       weights = jnp.exp(log_w)
       norm = jnp.sum(weights * safe_norm(points), axis=-1)
       nested = tuple(
-        self.scale() * prototype_logits(x[..., :p], points[..., :p], self.preference)
+        self.scale()
+        * prototype_logits(x[..., :p], points[..., :p], self.preference)
         for p in (*self.matryoshka, self.width)
       )
       logits = tuple(mixture_logit(log_w, delta) for delta in nested)

@@ -1,0 +1,186 @@
+"""Checkpoints: the latest two and the best. The only file that imports orbax.
+
+Saves are asynchronous and atomic. Every save carries a checksum of its
+arrays, because a damaged array file can restore without an error; a checkpoint
+that does not restore exactly is set aside, not deleted, and the one before it
+is used.
+"""
+
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from pal_jax.errors import InputError
+from pal_jax.train_step import TrainState
+
+BEST_METRIC = 'validation_nll'
+
+
+def _checksum(tree) -> int:
+  crc = 0
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    leaf = np.asarray(leaf)
+    head = f'{jax.tree_util.keystr(path)}{leaf.dtype}{leaf.shape}'
+    crc = zlib.crc32(head.encode(), crc)
+    crc = zlib.crc32(np.ascontiguousarray(leaf).tobytes(), crc)
+  return crc
+
+
+def _validation_nll(metrics) -> float:
+  return metrics[BEST_METRIC]
+
+
+def _split(state: TrainState) -> dict:
+  """The items of a checkpoint: params | opt_state | extra."""
+  return {
+    'params': state.params,
+    'opt_state': state.opt_state,
+    'extra': {'step': state.step, 'model_state': state.model_state},
+  }
+
+
+class Checkpointer:
+  """Saves and restores the `TrainState`s of a workdir.
+
+  Args:
+    folder: where checkpoints go; made absolute, because orbax refuses a
+      relative path only when it saves.
+    say: called with a line when a damaged checkpoint is set aside.
+  """
+
+  def __init__(self, folder: str | Path, say=print):
+    self._folder = Path(folder).absolute()
+    self._say = say
+    self._manager = self._open()
+
+  def _open(self):
+    policy = checkpoint_managers.AnyPreservationPolicy(
+      [
+        checkpoint_managers.LatestN(2),
+        checkpoint_managers.BestN(
+          get_metric_fn=_validation_nll,
+          reverse=True,
+          n=1,
+        ),
+      ]
+    )
+    return ocp.CheckpointManager(
+      self._folder,
+      options=ocp.CheckpointManagerOptions(
+        preservation_policy=policy,
+        # Only with a best_fn are metrics written beside the arrays, and
+        # without them the best is forgotten on resuming.
+        best_fn=_validation_nll,
+        best_mode='min',
+        enable_async_checkpointing=True,
+      ),
+    )
+
+  def save(self, state: TrainState, validation_nll: float) -> None:
+    """Starts saving; returns before it is on disk. See `wait`."""
+    items = jax.tree.map(np.asarray, jax.device_get(_split(state)))
+    step = int(items['extra']['step'])
+    metrics = {BEST_METRIC: float(validation_nll)}
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
+        check=ocp.args.JsonSave({'crc32': _checksum(items)}),
+      ),
+      metrics=metrics,
+    )
+
+  def steps(self) -> list[int]:
+    """Steps that have a checkpoint, oldest first."""
+    return sorted(self._manager.all_steps())
+
+  def restore_latest(self, like: TrainState) -> TrainState | None:
+    """The newest checkpoint that is intact, or None.
+
+    A damaged one is moved to a `damaged` folder beside the checkpoints.
+
+    Args:
+      like: a state of the right shapes and dtypes.
+    """
+    for step in reversed(self.steps()):
+      state = self._try(step, like)
+      if state is not None:
+        return state
+    return None
+
+  def restore_best(self, like: TrainState) -> TrainState:
+    """The checkpoint with the lowest validation NLL.
+
+    Raises:
+      InputError: if no checkpoint is intact.
+    """
+    scores = {}
+    for step in self.steps():
+      try:
+        metrics = self._manager.metrics(step)
+      except Exception:  # damaged in any way: `_try` will say so
+        metrics = None
+      scores[step] = (metrics or {}).get(BEST_METRIC, float('inf'))
+    for step in sorted(scores, key=lambda s: (scores[s], s)):
+      state = self._try(step, like)
+      if state is not None:
+        return state
+    raise InputError(
+      f'{self._folder}: holds no intact checkpoint; train again in a new '
+      'workdir'
+    )
+
+  def _try(self, step: int, like: TrainState) -> TrainState | None:
+    items = _split(like)
+    try:
+      abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype), items
+      )
+      loaded = self._manager.restore(
+        step,
+        args=ocp.args.Composite(
+          **{k: ocp.args.StandardRestore(v) for k, v in abstract.items()},
+          check=ocp.args.JsonRestore(),
+        ),
+      )
+      found = {name: loaded[name] for name in items}
+      if _checksum(found) != loaded['check']['crc32']:
+        raise ValueError('its arrays differ from those that were saved')
+    except Exception as error:  # whatever orbax, tensorstore or json raise
+      self._set_aside(step, error)
+      return None
+    return TrainState(
+      step=found['extra']['step'],
+      params=found['params'],
+      model_state=found['extra']['model_state'],
+      opt_state=found['opt_state'],
+    )
+
+  def _set_aside(self, step: int, error: Exception) -> None:
+    reason = str(error).strip().splitlines() or [type(error).__name__]
+    damaged = self._folder.parent / 'damaged_checkpoints'
+    damaged.mkdir(exist_ok=True)
+    target = damaged / str(step)
+    number = 1
+    while target.exists():
+      target = damaged / f'{step}-{number}'
+      number += 1
+    self._manager.close()
+    (self._folder / str(step)).rename(target)
+    self._say(
+      f'the checkpoint of step {step} is damaged ({reason[0][:200]}); it was '
+      f'moved to {target}, and the one before it is used'
+    )
+    self._manager = self._open()
+
+  def wait(self) -> None:
+    """Until every save is on disk."""
+    self._manager.wait_until_finished()
+
+  def close(self) -> None:
+    self.wait()
+    self._manager.close()

@@ -1,0 +1,397 @@
+"""The protocol: seen and unseen users x seen and unseen items, and controls.
+
+Nothing is chosen on the query sets: the parameters are those of the best
+validation loss of the seen users, the prior's strength is chosen on the seen
+users, and unseen users give nothing but their support.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pal_jax import recovery
+from pal_jax.adaptation import (
+  Prior,
+  adapt,
+  choose_strength,
+  has_closed_form,
+  is_linear,
+  place,
+  score,
+  statistics,
+)
+from pal_jax.data.dataset import SEEN_ITEMS, UNSEEN_ITEMS, Dataset
+from pal_jax.ideal_points import PREFERENCES
+from pal_jax.metrics import bootstrap_interval, evaluate_logits, user_accuracies
+from pal_jax.mixtures import class_log_posterior
+from pal_jax.models.bradley_terry import fit_bradley_terry
+from pal_jax.numerics import log_mean_weights
+from pal_jax.structs import Comparisons, FeatureTable
+
+RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0)
+
+
+def group_by_user(comparisons: Comparisons, num_users: int) -> Comparisons:
+  """[N] comparisons in any order -> [U, N_max], padded and masked."""
+  order = np.argsort(comparisons.user, kind='stable')
+  user = comparisons.user[order]
+  count = np.bincount(user, minlength=num_users)
+  start = np.concatenate([[0], np.cumsum(count)[:-1]])
+  column = np.arange(user.size) - start[user]
+  rows = np.zeros((num_users, max(int(count.max(initial=0)), 1)), np.int64)
+  live = np.zeros(rows.shape, bool)
+  rows[user, column] = order
+  live[user, column] = True
+  grouped = comparisons[rows]
+  return grouped.replace(
+    user=np.broadcast_to(
+      np.arange(num_users, dtype=np.int32)[:, None], rows.shape
+    ),
+    mask=live & np.asarray(grouped.mask),
+  )
+
+
+def seen_log_weights(model, variables, placed, dataset: Dataset) -> jax.Array:
+  """[U, K] of the users of the table.
+
+  Under the user-level mixture, the posterior over classes given a user's
+  training comparisons.
+  """
+  users = jnp.arange(dataset.num_users)
+  log_w = model.apply(variables, users, method='user_log_weights')
+  if not model.user_level:
+    return log_w
+  support = group_by_user(dataset.train, dataset.num_users)
+  stats = statistics(model, variables, placed, support, 'mixture')
+  return class_log_posterior(
+    log_w[0], stats.delta, jnp.asarray(support.label), support.mask
+  )
+
+
+def population_log_weights(model, variables, seen: jax.Array) -> jax.Array:
+  """[K] the mean of the seen users' weights; the class prior if learned."""
+  if model.user_level:
+    return model.apply(
+      variables, jnp.zeros((1,), jnp.int32), method='user_log_weights'
+    )[0]
+  return log_mean_weights(seen)
+
+
+def support_ranks(
+  shape: tuple[int, int], resamples: int, seed: int
+) -> np.ndarray:
+  """Random orders of each user's support, [R, V, N]: a rank below n is in.
+
+  Shared by everything that is compared, and nested in n.
+  """
+  rng = np.random.default_rng([seed, 1])
+  return np.argsort(rng.random((resamples, *shape)), axis=-1)
+
+
+def evaluate_unseen(
+  model, variables, placed, dataset: Dataset, prior: Prior, config
+):
+  """Adapts to n support comparisons and measures on disjoint queries.
+
+  Returns:
+    ({where: {n: logits [R, V, Q]}}, log-weights [V, K] at the largest n in
+    the first resample, diagnostics of the solver).
+  """
+  support, rule = dataset.support, model.adaptation_rule
+  stats = statistics(model, variables, placed, support, rule)
+  ranks = support_ranks(support.shape, config.evaluation.resamples, config.seed)
+  counts = sorted(
+    {n for n in config.evaluation.num_support if n <= support.shape[1]} | {0}
+  )
+  logits = {where: {} for where in dataset.unseen}
+  last, gaps, iterations, converged = None, [], [], []
+  for n in counts:
+    each = {where: [] for where in dataset.unseen}
+    for rank in ranks:
+      users = adapt(
+        model,
+        variables,
+        stats,
+        jnp.asarray(support.label),
+        jnp.asarray(support.mask & (rank < n)),
+        prior,
+        max_iterations=config.adaptation.max_iterations,
+        tolerance=config.adaptation.tolerance,
+      )
+      if last is None or len(each[UNSEEN_ITEMS]) == 0:
+        last = users.log_weights
+      gaps.append(users.gap / jnp.maximum(1.0, jnp.abs(users.objective)))
+      iterations.append(users.iterations)
+      converged.append(users.converged)
+      for where, queries in dataset.unseen.items():
+        each[where].append(
+          np.asarray(
+            score(model, variables, placed, users.log_weights, queries, rule)
+          )
+        )
+    for where in each:
+      logits[where][n] = np.stack(each[where])
+  diagnostics = {
+    'solver': 'closed form' if has_closed_form(model) else 'newton',
+    'convex': bool(is_linear(model, rule) or rule == 'mixture'),
+    'fits': int(np.size(np.stack(converged))),
+    'not_converged': int(np.sum(~np.stack(converged))),
+    'largest_relative_gap': float(np.max(np.stack(gaps))),
+    'mean_iterations': float(np.mean(np.stack(iterations))),
+    'max_iterations': int(np.max(np.stack(iterations))),
+  }
+  return logits, last, diagnostics
+
+
+def homogeneous_logits(table: FeatureTable, dataset: Dataset):
+  """The linear Bradley-Terry control on the same pairs.
+
+  Its ridge is chosen on validation comparisons.
+
+  Returns:
+    A function of comparisons [...] -> logits [...], and (ridge, relative
+    gradient norm).
+  """
+  h = np.asarray(table.items, np.float32)
+
+  def difference(c):
+    return h[c.items[..., 0]] - h[c.items[..., 1]]
+
+  flat = dataset.train.flatten()
+  weight = flat.weight * flat.mask
+  check = dataset.validation.flatten()
+  best = None
+  for ridge in RIDGES:
+    v, gradient = fit_bradley_terry(difference(flat), flat.label, weight, ridge)
+    v = np.asarray(v)
+    nll = evaluate_logits((difference(check) @ v)[None], check.label[None])[
+      'nll'
+    ]
+    if best is None or nll < best[0]:
+      best = (nll, ridge, v, float(gradient))
+  _, ridge, v, gradient = best
+  return lambda c: difference(c) @ v, (ridge, gradient)
+
+
+def evaluate(
+  model, variables, table: FeatureTable, dataset: Dataset, config
+) -> tuple[dict, dict[str, np.ndarray]]:
+  """Everything `results.json` holds, and arrays for the figures.
+
+  Args:
+    model, variables: trained.
+    table: features of the dataset.
+    dataset: with its splits.
+    config: the experiment's.
+
+  Returns:
+    (results, arrays). `seen` and `unseen` are on unseen items; `grid` has all
+    four quarters.
+  """
+  placed = place(model, variables, table)
+  seen = seen_log_weights(model, variables, placed, dataset)
+  rule = model.evaluation_rule
+
+  def score_seen(log_w, where):
+    queries = dataset.seen[where]
+    return np.asarray(score(model, variables, placed, log_w, queries, rule))
+
+  population = population_log_weights(model, variables, seen)
+  strength, curve = config.adaptation.strength, {}
+  if not strength:
+    strength, curve = choose_strength(
+      model,
+      variables,
+      placed,
+      group_by_user(dataset.train, dataset.num_users),
+      group_by_user(dataset.validation, dataset.num_users),
+      population,
+      max_iterations=config.adaptation.max_iterations,
+      tolerance=config.adaptation.tolerance,
+    )
+  prior = Prior(population, jnp.asarray(strength, jnp.float32))
+  unseen, adapted, diagnostics = evaluate_unseen(
+    model, variables, placed, dataset, prior, config
+  )
+  linear, (ridge, gradient) = homogeneous_logits(table, dataset)
+
+  seen_logits = {where: score_seen(seen, where) for where in dataset.seen}
+  seen_grid = {
+    where: evaluate_logits(z, dataset.seen[where].label)
+    for where, z in seen_logits.items()
+  }
+  unseen_grid = {
+    where: {
+      str(n): evaluate_logits(z, dataset.unseen[where].label)
+      for n, z in by_n.items()
+    }
+    for where, by_n in unseen.items()
+  }
+  groups = dataset.truth.group
+  weights = np.exp(np.asarray(seen, np.float64))
+  results = {
+    'seen': seen_grid[UNSEEN_ITEMS],
+    'unseen': unseen_grid[UNSEEN_ITEMS],
+    **recovery.cluster_recovery(
+      weights,
+      None if groups is None else groups[: dataset.num_users],
+      config.seed,
+    ),
+    'num_prototypes': model.num_prototypes,
+    'grid': {'seen_users': seen_grid, 'unseen_users': unseen_grid},
+    'intervals': _intervals(seen_logits, unseen, dataset, config.seed),
+    'controls': {
+      'homogeneous_seen': evaluate_logits(
+        linear(dataset.seen[UNSEEN_ITEMS]), dataset.seen[UNSEEN_ITEMS].label
+      ),
+      'homogeneous_unseen': evaluate_logits(
+        linear(dataset.unseen[UNSEEN_ITEMS]),
+        dataset.unseen[UNSEEN_ITEMS].label,
+      ),
+      'homogeneous_ridge': ridge,
+      'homogeneous_gradient': gradient,
+      'swapped_users': evaluate_logits(
+        score_seen(_swap(seen, config.seed), UNSEEN_ITEMS),
+        dataset.seen[UNSEEN_ITEMS].label,
+      ),
+    },
+    'adaptation': {
+      'strength': float(strength),
+      'strength_curve': {f'{k:g}': v for k, v in curve.items()},
+      **diagnostics,
+    },
+    'noise': _noise(
+      config, model, variables, placed, dataset, seen, seen_logits
+    ),
+    'population': np.exp(np.asarray(population, np.float64)).tolist(),
+    'recovery': _planted(model, variables, table, placed, seen, dataset),
+    'bayes_accuracy': None
+    if dataset.truth.bayes_accuracy is None
+    else {
+      n: dataset.truth.bayes_accuracy[int(n)] for n in unseen_grid[UNSEEN_ITEMS]
+    },
+  }
+  arrays = _arrays(model, variables, placed, weights, adapted, dataset)
+  return results, arrays
+
+
+def _swap(log_w: jax.Array, seed: int) -> jax.Array:
+  """Every user gets the weights of another one, drawn at random."""
+  order = np.random.default_rng([seed, 2]).permutation(len(log_w))
+  swapped = np.empty(len(log_w), np.int64)
+  swapped[order] = np.roll(order, 1)
+  return log_w[swapped]
+
+
+def _intervals(seen_logits, unseen, dataset, seed) -> dict:
+  """95% bootstrap intervals over users of the mean accuracy of a user."""
+  return {
+    'seen': bootstrap_interval(
+      user_accuracies(
+        seen_logits[UNSEEN_ITEMS], dataset.seen[UNSEEN_ITEMS].label
+      ),
+      seed,
+    ),
+    'unseen': {
+      str(n): bootstrap_interval(
+        user_accuracies(z, dataset.unseen[UNSEEN_ITEMS].label), seed
+      )
+      for n, z in unseen[UNSEEN_ITEMS].items()
+    },
+  }
+
+
+def _noise(config, model, variables, placed, dataset, seen, seen_logits):
+  """How label noise bounds what can be measured.
+
+  Training labels are flipped with probability e, test labels are clean.
+  Against noisy labels nobody passes 1 - e; the expected metrics against noisy
+  test labels follow from soft labels, exactly.
+  """
+  noise = float(config.data.get('label_noise', 0.0))
+  train = group_by_user(dataset.train, dataset.num_users)
+  logit = np.asarray(
+    score(model, variables, placed, seen, train, model.evaluation_rule)
+  )
+  live = np.asarray(train.mask)
+  fit = evaluate_logits(logit[live][None], train.label[live][None])
+  clean = dataset.seen[UNSEEN_ITEMS].label
+  soft = clean * (1 - noise) + (1 - clean) * noise
+  noisy = evaluate_logits(seen_logits[UNSEEN_ITEMS], soft)
+  accuracy = evaluate_logits(seen_logits[UNSEEN_ITEMS], clean)['accuracy']
+  return {
+    'label_noise': noise,
+    'ceiling': 1.0 - noise,
+    'train_accuracy': fit['accuracy'],
+    'train_nll': fit['nll'],
+    'noisy_accuracy': accuracy * (1 - noise) + (1 - accuracy) * noise,
+    'noisy_nll': noisy['nll'],
+    'noisy_ece': noisy['ece'],
+  }
+
+
+def _user_points(model, variables, placed, weights):
+  """Ideal points [U, P] at the first prompt, and the vertices [K, P]."""
+  basis = placed.basis if placed.basis.ndim == 2 else placed.basis[0]
+  if model.evaluation_rule == 'argmax':
+    weights = np.eye(weights.shape[1])[np.argmax(weights, axis=-1)]
+  points = model.apply(
+    variables, jnp.asarray(weights, jnp.float32), basis, method='ideal_points'
+  )
+  vertices = model.apply(variables, basis, method='finish')
+  return np.asarray(points), np.asarray(vertices)
+
+
+def _planted(model, variables, table, placed, seen, dataset) -> dict:
+  """What a simulation identifies (METHOD section 4), where it is known."""
+  truth = dataset.truth
+  if truth.ideal_points is None:
+    return {}
+  weights = np.exp(np.asarray(seen, np.float64))
+  points, vertices = _user_points(model, variables, placed, weights)
+  planted = truth.ideal_points[: dataset.num_users]
+  test = dataset.item_split == 2
+  reward = PREFERENCES[model.preference](
+    placed.x[test][None], jnp.asarray(points)[:, None]
+  )
+  items = np.asarray(table.items)[test]
+  utility = -np.sum((items[None] - planted[:, None]) ** 2, axis=-1)
+  out = {
+    'rank_correlation': recovery.rank_correlation(np.asarray(reward), utility)
+  }
+  if model.projector == 'identity' and points.shape == planted.shape:
+    out['ideal_point_error'] = recovery.relative_error(points, planted)
+    if len(vertices) == len(truth.prototypes):
+      out['prototype_error'] = recovery.matched_error(
+        vertices, truth.prototypes
+      )
+  return out
+
+
+def _arrays(model, variables, placed, weights, adapted, dataset):
+  """For figures: weights, and the preference space."""
+  points, vertices = _user_points(model, variables, placed, weights)
+  group = dataset.truth.group
+  names, item_group = np.unique(
+    np.array(dataset.item_groups), return_inverse=True
+  )
+  return {
+    'weights': weights,
+    'unseen_weights': np.exp(np.asarray(adapted, np.float64)),
+    'group': np.full(len(dataset.user_ids), -1)
+    if group is None
+    else group[: dataset.num_users],
+    'unseen_group': np.full(len(dataset.unseen_user_ids), -1)
+    if group is None
+    else group[dataset.num_users :],
+    'items': np.asarray(placed.x),
+    'item_group': item_group,
+    'item_group_names': names,
+    'item_split': dataset.item_split,
+    'user_points': points,
+    'prototypes': vertices,
+    'notes': np.array(dataset.notes),
+  }
+
+
+__all__ = ['SEEN_ITEMS', 'UNSEEN_ITEMS', 'evaluate', 'group_by_user']

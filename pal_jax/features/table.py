@@ -1,0 +1,91 @@
+"""The feature table of a dataset."""
+
+import numpy as np
+
+from pal_jax.data.dataset import Dataset
+from pal_jax.data.persona import CORPUS
+from pal_jax.errors import InputError
+from pal_jax.features.factory import create
+from pal_jax.features.lookup import lookup_or_encode
+from pal_jax.structs import FeatureTable
+
+# Features that ship with the embedded corpus: never written to.
+SHIPPED = CORPUS / 'features'
+
+
+NORMALIZATIONS = ('rms', 'none')
+
+
+def normalize_rows(features: np.ndarray, kind: str) -> np.ndarray:
+  """Scales each row: 'rms' to a mean square of 1, 'none' not at all.
+
+  Sentence encoders give unit vectors, whose entries are about D^-1/2: small
+  enough that an MLP at its initialisation is nearly linear in them, which
+  cost three points of validation accuracy on the Persona data.
+
+  Args:
+    features: [M, D].
+    kind: a name of NORMALIZATIONS.
+
+  Raises:
+    InputError: if the kind is unknown.
+  """
+  if kind not in NORMALIZATIONS:
+    raise InputError(
+      f'features.normalize={kind!r} is unknown: expected one of '
+      f'{NORMALIZATIONS}'
+    )
+  if kind == 'none':
+    return features
+  rows = np.asarray(features, np.float32)
+  rms = np.sqrt(np.mean(np.square(rows), axis=-1, keepdims=True))
+  return rows / np.maximum(rms, 1e-12)
+
+
+def feature_table(dataset: Dataset, config) -> FeatureTable:
+  """Features of every item and prompt, encoded once and cached.
+
+  Args:
+    dataset: with texts, or with arrays of its own, which are used as they
+      are.
+    config: the `features` part of an experiment's config.
+
+  Returns:
+    FeatureTable of numpy arrays, [M, D] and [Q, D].
+
+  Raises:
+    InputError: if texts cannot be encoded, or features are not finite or not
+      as many as the items.
+  """
+  if dataset.item_features is not None:
+    items, prompts = dataset.item_features, dataset.prompt_features
+  else:
+    texts = [*dataset.item_names, *dataset.prompt_names]
+    vectors = normalize_rows(
+      lookup_or_encode(
+        texts,
+        create(config),
+        stores=[SHIPPED],
+        cache_dir=config.cache_dir,
+        dtype=config.dtype,
+      ),
+      config.normalize,
+    )
+    count = len(dataset.item_names)
+    items, prompts = vectors[:count], vectors[count:]
+  for what, array, names in (
+    ('item', items, dataset.item_names),
+    ('prompt', prompts, dataset.prompt_names),
+  ):
+    if array.ndim != 2 or len(array) != len(names):
+      raise InputError(
+        f'{what} features have shape {array.shape}, expected one row for each '
+        f'of {len(names)} {what}s'
+      )
+    bad = np.flatnonzero(~np.isfinite(array).all(-1))
+    if bad.size:
+      raise InputError(
+        f'{what} features: row {bad[0]} ({names[bad[0]]!r}) holds NaN or '
+        f'infinity, and so do {bad.size - 1} other rows; encode them again'
+      )
+  return FeatureTable(items=np.asarray(items), prompts=np.asarray(prompts))

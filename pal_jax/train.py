@@ -1,0 +1,331 @@
+"""train_and_evaluate(config, workdir): the one loop."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+
+from pal_jax import data, features, models, optimizer, parallel, report
+from pal_jax import train_step as steps
+from pal_jax.adaptation.statistics import place, score
+from pal_jax.checkpoint import Checkpointer
+from pal_jax.data.batching import Batcher, weight_by_user
+from pal_jax.errors import InputError
+from pal_jax.evaluate import evaluate, group_by_user, seen_log_weights
+from pal_jax.metrics import evaluate_logits
+from pal_jax.structs import FeatureTable
+from pal_jax.writer import MetricsWriter, Progress, write_json
+
+CONFIG_FILE = 'config.json'
+RESULTS_FILE = 'results.json'
+
+
+def due(step: int, every: int, last: int) -> bool:
+  """Whether something that happens every `every` steps is due after `step`.
+
+  Steps count from 1; the last step is always due, step 0 never.
+  """
+  return step > 0 and (step % every == 0 or step == last)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """Everything a run needs, made from its config alone."""
+
+  config: ml_collections.ConfigDict
+  dataset: data.Dataset
+  table: FeatureTable
+  model: models.IdealPointModel
+  objective: steps.Objective
+
+
+def check_config(config) -> None:
+  """Refuses what could only fail later. Raises InputError."""
+  parallel.check_mode(config.parallel)
+  models.check_config(config.model)
+  for field in ('num_steps', 'batch_size', 'log_every', 'checkpoint_every'):
+    if config.train[field] < 1:
+      raise InputError(
+        f'train.{field}={config.train[field]} must be at least 1'
+      )
+  if config.train.checkpoint_every % config.train.log_every:
+    raise InputError(
+      f'train.checkpoint_every={config.train.checkpoint_every} must be a '
+      f'multiple of train.log_every={config.train.log_every}, so that a '
+      'resumed run logs the same means'
+    )
+  for field, known in (
+    ('batching', ('comparisons', 'users')),
+    ('select', ('best', 'last')),
+  ):
+    if config.train[field] not in known:
+      raise InputError(
+        f'train.{field}={config.train[field]!r} is unknown: expected one of '
+        f'{known}'
+      )
+  if config.adaptation.strength < 0 or config.evaluation.resamples < 1:
+    raise InputError(
+      f'adaptation.strength={config.adaptation.strength} must be 0 (chosen on '
+      'seen users) or positive, and evaluation.resamples='
+      f'{config.evaluation.resamples} at least 1'
+    )
+
+
+def create_experiment(config) -> Experiment:
+  """Data, features and model of a config. Raises InputError."""
+  check_config(config)
+  objective = steps.create_objective(config.train, config.model)
+  dataset = data.create(config.data, join_prompt=config.model.name == 'pal_a')
+  table = features.feature_table(dataset, config.features)
+  model = models.create(
+    config.model,
+    num_users=dataset.num_users,
+    feature_width=table.items.shape[-1],
+    axis_name=parallel.axis_name(config.parallel),
+  )
+  return Experiment(config, dataset, table, model, objective)
+
+
+def prepare_workdir(config, workdir: Path) -> bool:
+  """Makes the workdir and saves the config; whether results stand there.
+
+  Raises:
+    InputError: if it belongs to another config, naming the fields.
+  """
+  wanted = json.loads(config.to_json())
+  path = workdir / CONFIG_FILE
+  if path.exists():
+    try:
+      found = json.loads(path.read_text(encoding='utf-8'))
+    except json.JSONDecodeError as error:
+      raise InputError(
+        f'{path}: malformed JSON ({error}); use another workdir'
+      ) from error
+    different = _differences(found, wanted)
+    if different:
+      raise InputError(
+        f'{workdir} holds a run with another config; these fields differ: '
+        + '; '.join(different)
+        + '. Use another --workdir, or the same config to resume it'
+      )
+    return (workdir / RESULTS_FILE).exists()
+  if workdir.exists() and not workdir.is_dir():
+    raise InputError(f'{workdir} is a file; --workdir must name a folder')
+  # Hidden files may be left over from a kill before the config was written.
+  if workdir.exists() and any(
+    not p.name.startswith('.') for p in workdir.iterdir()
+  ):
+    raise InputError(
+      f'{workdir} is not empty and holds no {CONFIG_FILE}: it is not a '
+      'workdir of this program; name a new folder'
+    )
+  workdir.mkdir(parents=True, exist_ok=True)
+  write_json(path, wanted)
+  return False
+
+
+def _differences(found, wanted, prefix='') -> list[str]:
+  if not (isinstance(found, dict) and isinstance(wanted, dict)):
+    same = found == wanted
+    return [] if same else [f'{prefix[1:]} was {found!r}, now {wanted!r}']
+  out = []
+  for key in sorted({*found, *wanted}):
+    name = f'{prefix}.{key}'
+    if key not in found or key not in wanted:
+      out.append(f'{name[1:]} stands in one of the two only')
+    else:
+      out += _differences(found[key], wanted[key], name)
+  return out
+
+
+def validate(experiment: Experiment, variables) -> dict[str, float]:
+  """Metrics of the seen users on validation statements."""
+  model, dataset = experiment.model, experiment.dataset
+  placed = place(model, variables, experiment.table)
+  log_w = seen_log_weights(model, variables, placed, dataset)
+  queries = group_by_user(dataset.validation, dataset.num_users)
+  logit = score(model, variables, placed, log_w, queries, model.evaluation_rule)
+  live = np.asarray(queries.mask)
+  return evaluate_logits(
+    np.asarray(logit)[live][None], queries.label[live][None]
+  )
+
+
+def variables_of(state: steps.TrainState) -> dict:
+  """What `model.apply` takes."""
+  return {'params': state.params, **state.model_state}
+
+
+def train(
+  experiment: Experiment, workdir: Path, *, progress: bool = True, say=print
+) -> tuple[steps.TrainState, dict[str, float]]:
+  """Trains to the end, from the latest intact checkpoint if there is one.
+
+  Order of operations, for each step: batch, step, read the metrics of the
+  step before (one late, so that the device is never idle), and when due:
+  log, validate, save.
+
+  Returns:
+    The selected state, and `seconds` and `comparisons_per_second`.
+
+  Raises:
+    InputError: if the loss is no longer finite, naming the step.
+  """
+  config, model = experiment.config, experiment.model
+  train_config = config.train
+  last = train_config.num_steps
+  key = jax.random.key(config.seed)
+  init_key, step_key = jax.random.split(key)
+  table = parallel.place(experiment.table, config.parallel)
+  state, tx = steps.create_state(
+    model,
+    lambda params: optimizer.create(config.optimizer, params, last),
+    init_key,
+    experiment.table,
+  )
+  checkpointer = Checkpointer(workdir / 'checkpoints', say)
+  restored = checkpointer.restore_latest(state)
+  if restored is not None:
+    state = restored
+    say(f'resuming from step {int(state.step)} of {last}')
+  start = int(state.step)
+  state = parallel.place(state, config.parallel)
+  run = parallel.compile_step(
+    steps.bind(model, tx, experiment.objective, model.axis_name),
+    config.parallel,
+  )
+  batcher = Batcher(
+    weight_by_user(experiment.dataset.train, train_config.user_weighting),
+    train_config.batch_size,
+    config.seed,
+    by_user=train_config.batching == 'users',
+  )
+  writer = MetricsWriter(workdir / 'metrics.jsonl', start)
+  bar = Progress(last, start, progress)
+  window = _Window()
+  begin = time.perf_counter()
+  trained, trained_seconds, number = 0.0, 0.0, 0
+  try:
+    pending = None
+    for step in range(start, last):
+      state, metrics = run(state, batcher(step), table, step_key)
+      if pending is not None:
+        window.add(*pending)
+      pending = (step + 1, metrics)
+      bar.advance()
+      if not due(step + 1, train_config.log_every, last):
+        continue
+      window.add(*pending)
+      pending = None
+      summary, count, seconds = window.flush()
+      if number:  # the first window holds the compilation
+        trained += count
+        trained_seconds += seconds
+      number += 1
+      bar.update(
+        summary['loss'], summary['accuracy'], count / max(seconds, 1e-9)
+      )
+      if due(step + 1, train_config.checkpoint_every, last):
+        validation = validate(experiment, variables_of(state))
+        summary |= {f'validation_{k}': v for k, v in validation.items()}
+        checkpointer.save(state, validation['nll'])
+      writer.write(
+        step + 1,
+        **summary,
+        comparisons_per_second=count / max(seconds, 1e-9),
+      )
+      window.restart()
+    elapsed = time.perf_counter() - begin
+    if train_config.select == 'best':
+      checkpointer.wait()
+      state = checkpointer.restore_best(parallel.fetch(state))
+  finally:
+    bar.close()
+    checkpointer.close()
+  speed = {
+    'seconds': elapsed,
+    'comparisons_per_second': trained / max(trained_seconds, 1e-9),
+  }
+  return state, speed
+
+
+class _Window:
+  """Sums of the steps since the last log, checked as they come."""
+
+  def __init__(self):
+    self.restart()
+
+  def restart(self) -> None:
+    self._total, self._steps = None, 0
+    self._begin = time.perf_counter()
+
+  def add(self, step: int, metrics: steps.StepMetrics) -> None:
+    metrics = parallel.fetch(metrics)
+    if not np.isfinite(metrics.loss + metrics.bound):
+      raise InputError(
+        f'the loss is {float(metrics.loss)} at step {step}: training stopped; '
+        'the checkpoints before it are kept. Lower optimizer.groups.*.'
+        'learning_rate, set optimizer.clip_norm, or look for bad features'
+      )
+    self._total = metrics if self._total is None else self._total + metrics
+    self._steps += 1
+
+  def flush(self):
+    summary = self._total.summary(self._steps)
+    count = float(self._total.count)
+    seconds = time.perf_counter() - self._begin
+    return summary, count, seconds
+
+
+def train_and_evaluate(
+  config: ml_collections.ConfigDict,
+  workdir: str | Path,
+  *,
+  progress: bool = True,
+  say: Callable[[str], None] = print,
+) -> dict:
+  """Trains, adapts to unseen users, evaluates, writes results and a report.
+
+  A finished workdir returns its results; an unfinished one resumes.
+
+  Args:
+    config: from `configs/*.py`.
+    workdir: a folder of its own for this run.
+    progress: whether to draw a progress bar.
+    say: what prints messages to a person.
+
+  Returns:
+    What stands in `results.json`.
+
+  Raises:
+    InputError: for everything a person can mend.
+  """
+  workdir = Path(workdir).expanduser().absolute()
+  path = workdir / RESULTS_FILE
+  # Data, features and model come first: bad input leaves no workdir behind.
+  if not path.exists():
+    experiment = create_experiment(config)
+  if prepare_workdir(config, workdir):
+    say(f'{workdir} is finished; these are its results')
+    return json.loads(path.read_text(encoding='utf-8'))
+  state, speed = train(experiment, workdir, progress=progress, say=say)
+  say('adapting to unseen users and evaluating')
+  results, arrays = evaluate(
+    experiment.model,
+    variables_of(state),
+    experiment.table,
+    experiment.dataset,
+    config,
+  )
+  results['train'] = {'steps': config.train.num_steps, **speed}
+  with (workdir / 'analysis.npz').open('wb') as file:
+    np.savez(file, **arrays)
+  report.write_report(workdir, results)
+  # Last, because its presence means that the run is finished.
+  write_json(path, results)
+  return json.loads(path.read_text(encoding='utf-8'))
