@@ -153,7 +153,7 @@ def optimizer() -> ConfigDict:
       },
       'points': {
         'pattern': '^(prototypes|user_logits|class_logits)$',
-        'learning_rate': 3e-2,
+        'learning_rate': 0.1,
         'weight_decay': 0.0,
         'optional': False,
       },

@@ -45,7 +45,8 @@ def smoothed_hinge(
     s = jnp.maximum(1.0 - z, 0.0)
     # The minimum keeps the unused quadratic from overflowing at huge s.
     quadratic = jnp.square(jnp.minimum(s, gamma)) / (2.0 * gamma)
-    return jnp.where(s <= gamma, quadratic, s - gamma / 2.0)
+    # Strictly: at s = gamma the minimum would halve the slope.
+    return jnp.where(s < gamma, quadratic, s - gamma / 2.0)
 
   return label * one_sided(logit) + (1.0 - label) * one_sided(-logit)
 
@@ -145,7 +146,8 @@ def token_loss(
   position = jnp.arange(tokens.shape[-1])
   last = jnp.max(jnp.where(mask, position, 0), axis=-1, keepdims=True)
   held = jnp.take_along_axis(rewards, jnp.minimum(position, last), axis=-1)
-  each = loss(held[..., 0, :] - held[..., 1, :], label[..., None])
   weight = token_weights(tokens, mask, kind)
-  # Positions without weight may hold anything, infinity included.
-  return jnp.sum(jnp.where(weight > 0, weight * each, 0.0), axis=-1)
+  # Positions without weight may hold anything, infinity included: they are
+  # replaced before the loss, or their gradient would be 0 * NaN.
+  logit = jnp.where(weight > 0, held[..., 0, :] - held[..., 1, :], 0.0)
+  return jnp.sum(weight * loss(logit, label[..., None]), axis=-1)

@@ -73,8 +73,13 @@ def user_accuracies(logit: np.ndarray, label: np.ndarray) -> np.ndarray:
 def bootstrap_interval(
   per_user: np.ndarray, seed: int = 0, num_draws: int = 1000
 ) -> list[float]:
-  """95% percentile interval of the mean over users, resampling users."""
+  """95% percentile interval of the mean over users, resampling users.
+
+  NaN, [nan, nan], if no user has a finite value.
+  """
   values = per_user[np.isfinite(per_user)]
+  if not values.size:
+    return [float('nan'), float('nan')]
   rng = np.random.default_rng([seed, 3])
   draws = rng.integers(0, values.size, (num_draws, values.size))
   low, high = np.percentile(values[draws].mean(-1), [2.5, 97.5])
@@ -122,6 +127,10 @@ def _mean(x: np.ndarray) -> float:
   return float(values.mean()) if values.size else float('nan')
 
 
+def _pairs(n):
+  return n * (n - 1) / 2
+
+
 def adjusted_rand_index(a: np.ndarray, b: np.ndarray) -> float:
   """Agreement of two partitions, 1 if equal, about 0 by chance.
 
@@ -132,10 +141,9 @@ def adjusted_rand_index(a: np.ndarray, b: np.ndarray) -> float:
   _, b = np.unique(b, return_inverse=True)
   table = np.zeros((a.max() + 1, b.max() + 1))
   np.add.at(table, (a, b), 1)
-  pairs = lambda n: n * (n - 1) / 2
-  together = pairs(table).sum()
-  rows, columns = pairs(table.sum(1)).sum(), pairs(table.sum(0)).sum()
-  expected = rows * columns / max(pairs(a.size), 1)
+  together = _pairs(table).sum()
+  rows, columns = _pairs(table.sum(1)).sum(), _pairs(table.sum(0)).sum()
+  expected = rows * columns / max(_pairs(a.size), 1)
   maximum = (rows + columns) / 2
   if maximum == expected:
     return 1.0

@@ -77,9 +77,14 @@ def class_log_posterior(
 
 
 def harden(log_weights: jax.Array) -> jax.Array:
-  """One-hot weights of the largest log-weight: [..., K] -> [..., K]."""
+  """One-hot weights of the largest log-weight: [..., K] -> [..., K].
+
+  NaN stays NaN: arg-max would make an unknown user the first class.
+  """
   num_classes = log_weights.shape[-1]
-  return jax.nn.one_hot(jnp.argmax(log_weights, axis=-1), num_classes)
+  hard = jax.nn.one_hot(jnp.argmax(log_weights, axis=-1), num_classes)
+  unknown = jnp.any(jnp.isnan(log_weights), axis=-1, keepdims=True)
+  return jnp.where(unknown, jnp.nan, hard)
 
 
 def gumbel_straight_through(

@@ -21,7 +21,8 @@ def safe_norm(x: jax.Array, axis: int = -1, keepdims: bool = False):
 def normalize(x: jax.Array, axis: int = -1) -> jax.Array:
   """x / ||x|| along `axis`; the zero vector stays zero, with zero gradient."""
   norm = safe_norm(x, axis=axis, keepdims=True)
-  return x / jnp.where(norm == 0.0, 1.0, norm)
+  is_zero = norm == 0.0
+  return jnp.where(is_zero, 0.0, x / jnp.where(is_zero, 1.0, norm))
 
 
 def masked_mean(value: jax.Array, mask: jax.Array) -> jax.Array:

@@ -101,8 +101,7 @@ def place(tree, mode: str, devices=None):
 
   State that enters off the mesh would cost a second compilation.
   """
-  if mode == 'pmap':
-    return jax.tree.map(jax.numpy.asarray, tree)
+  check_mode(mode)
   return jax.device_put(
     tree, NamedSharding(make_mesh(devices), PartitionSpec())
   )

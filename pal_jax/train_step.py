@@ -88,6 +88,11 @@ def create_objective(train_config, model_config) -> Objective:
       "model.mixture_level='user' weighs all comparisons of a user together: "
       'it needs --config.train.batching=users'
     )
+  if user_level and model_config.matryoshka:
+    raise InputError(
+      f'model.matryoshka={tuple(model_config.matryoshka)} has no user-level '
+      "form: use model.mixture_level='comparison', or matryoshka=()"
+    )
   return Objective(
     losses.LOSSES[name], train_config.bound_weight, train_config.bound_radius
   )
@@ -159,7 +164,10 @@ def step_metrics(out, batch, loss, bound, gradient_norm) -> StepMetrics:
   decided = batch.mask & (batch.label != 0.5)
   right = jnp.where(batch.label > 0.5, out.logit > 0, out.logit < 0)
   correct = jnp.where(out.logit == 0.0, 0.5, right.astype(jnp.float32))
-  total = lambda x: jnp.sum(jnp.where(batch.mask, x, 0.0))
+
+  def total(x):
+    return jnp.sum(jnp.where(batch.mask, x, 0.0))
+
   return StepMetrics(
     loss=total(weight * loss),
     bound=total(weight * bound),

@@ -135,9 +135,12 @@ def fit_weights(
     slack = ROUNDING * jnp.maximum(1.0, jnp.abs(value))
     good = values <= value + ARMIJO * sizes * decrease + slack
     good &= jnp.isfinite(values)
-    # The first good one, unless a later one is much lower: argmin of values
-    # among good ones costs nothing more and helps far from the optimum.
-    best = jnp.argmin(jnp.where(good, values, jnp.inf))
+    # The first good one, unless a later one is lower by more than rounding,
+    # which helps far from the optimum. Near it all values are equal up to
+    # rounding, and the lowest of them may be any step but Newton's.
+    first = jnp.argmax(good)
+    lowest = jnp.argmin(jnp.where(good, values, jnp.inf))
+    best = jnp.where(values[lowest] < values[first] - slack, lowest, first)
     moved = jnp.any(good)
     log_w = jnp.where(moved, trials[best], log_w)
     value = jnp.where(moved, values[best], value)

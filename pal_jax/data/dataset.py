@@ -109,7 +109,7 @@ def check_dataset(dataset: Dataset) -> Dataset:
         f'{name}: items run from {items.min()} to {items.max()} but there are '
         f'{num_items} of them'
       )
-    found = set(np.unique(dataset.item_split[items])) - {split, -1}
+    found = set(np.unique(dataset.item_split[items]).tolist()) - {split, -1}
     if found:
       raise InputError(
         f'{name}: holds items of split {sorted(found)}, expected only {split} '

@@ -68,7 +68,8 @@ def read_behavior(folder: Path, behavior: str) -> list[Statement]:
   statements: dict[str, Statement] = {}
   with path.open(encoding='utf-8') as file:
     try:
-      lines = file.read().splitlines()
+      # Not splitlines: JSON may hold U+2028 or U+0085 inside a text.
+      lines = file.read().split('\n')
     except UnicodeDecodeError as error:
       raise InputError(f'{path}: is not UTF-8 text ({error})') from error
   for number, line in enumerate(lines, 1):
@@ -341,6 +342,7 @@ class _Statements:
     self._behavior, self._sign = behavior, sign
     self._stances, self._pools = stances, pools
     self.item_texts = tuple(s.text for s in statements)
+    self._text = np.unique(self.item_texts, return_inverse=True)[1]
     self.item_groups = _groups(statements)
     self.prompt_texts = (PROMPT,)
 
@@ -363,7 +365,9 @@ class _Statements:
   def utility(self, owners, pair, prompt):
     del prompt
     stance = self._stances[owners[:, None], self._behavior[pair]]
-    return stance * self._sign[pair]
+    # One text of two files is no choice: a tie, which is drawn again.
+    same = self._text[pair[:, 0]] == self._text[pair[:, 1]]
+    return np.where(same[:, None], 0.0, stance * self._sign[pair])
 
 
 class _YesNo:

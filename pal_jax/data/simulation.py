@@ -26,6 +26,12 @@ def _assemble(config, rng, features, utility, truth, name, notes) -> Dataset:
     config.test_fraction,
   )
   pools = [np.flatnonzero(split == s) for s in range(3)]
+  if min(len(pool) for pool in pools) < 2:
+    raise InputError(
+      f'data.num_items={num_items}: training, validation and test have '
+      f'{[len(pool) for pool in pools]} of them, and each needs at least 2; '
+      'give more, or change data.validation_fraction and data.test_fraction'
+    )
 
   def draw(rng, users, per_user, split, **kwargs):
     def propose(rng, owners, rows):
@@ -75,7 +81,7 @@ def create_simulation(config, *, join_prompt: bool = True) -> Dataset:
   Raises:
     InputError: if a size is out of range.
   """
-  check_sizes(config)
+  _check_fields(config)
   rng = np.random.default_rng(config.seed)
   prototypes = rng.normal(size=(config.num_personas, config.dimension))
   items = rng.normal(size=(config.num_items, config.dimension))
@@ -99,6 +105,13 @@ def create_simulation(config, *, join_prompt: bool = True) -> Dataset:
     'nearer to the user wins.',
   )
   return _assemble(config, rng, items, utility, truth, 'simulation', notes)
+
+
+def _check_fields(config) -> None:
+  check_sizes(config)
+  for field in ('num_items', 'dimension'):
+    if config[field] < 1:
+      raise InputError(f'data.{field}={config[field]} must be at least 1')
 
 
 def _memberships(rng, config):
@@ -136,7 +149,7 @@ def create_neural_process(config, *, join_prompt: bool = True) -> Dataset:
   Raises:
     InputError: if a size is out of range.
   """
-  check_sizes(config)
+  _check_fields(config)
   if config.num_personas != 2 or config.dimension != 1 or config.mixture:
     raise InputError(
       'data.name=neural_process has two groups on one dimension: '
@@ -152,7 +165,10 @@ def create_neural_process(config, *, join_prompt: bool = True) -> Dataset:
     del prompt
     return neural_process_utility(y[pair, 0], group[user][:, None])
 
-  curve = {n: neural_process_bayes_accuracy(n) for n in range(101)}
+  curve = {
+    n: neural_process_bayes_accuracy(n)
+    for n in range(config.unseen_support + 1)
+  }
   truth = Truth(group, weights, None, None, curve)
   notes = (
     'Items are numbers y in [0, 1]. Group 0 likes y if y < .5 else 2y, group '

@@ -19,7 +19,7 @@ from pal_jax.features.store import (
 )
 
 # Texts encoded between two writes: what a killed process loses at most.
-_CHUNK = 8192
+_CHUNK = 2048
 
 
 def lookup_or_encode(

@@ -1,6 +1,7 @@
 """The feature table of a dataset."""
 
 import numpy as np
+from tqdm import tqdm
 
 from pal_jax.data.dataset import Dataset
 from pal_jax.data.persona import CORPUS
@@ -42,6 +43,20 @@ def normalize_rows(features: np.ndarray, kind: str) -> np.ndarray:
   return rows / np.maximum(rms, 1e-12)
 
 
+class _Progress:
+  """A bar that appears only if something has to be encoded."""
+
+  def __init__(self):
+    self._bar = None
+
+  def __call__(self, done: int, total: int) -> None:
+    if self._bar is None:
+      self._bar = tqdm(total=total, desc='encode', unit='text')
+    self._bar.update(done - self._bar.n)
+    if done == total:
+      self._bar.close()
+
+
 def feature_table(dataset: Dataset, config) -> FeatureTable:
   """Features of every item and prompt, encoded once and cached.
 
@@ -68,6 +83,7 @@ def feature_table(dataset: Dataset, config) -> FeatureTable:
         stores=[SHIPPED],
         cache_dir=config.cache_dir,
         dtype=config.dtype,
+        progress=_Progress(),
       ),
       config.normalize,
     )

@@ -19,6 +19,7 @@ def fit_bradley_terry(
   weight: jax.Array,
   ridge: float,
   max_iterations: int = 50,
+  tolerance: float = 1e-5,
 ) -> tuple[jax.Array, jax.Array]:
   """Minimises sum_j w_j loss(v . d_j, y_j) + ridge / 2 ||v||^2.
 
@@ -28,6 +29,7 @@ def fit_bradley_terry(
     weight: [N] >= 0; 0 for padding.
     ridge: > 0, which keeps separable data finite.
     max_iterations: of damped Newton steps.
+    tolerance: of the gradient's norm, relative to that at 0.
 
   Returns:
     v [D], and the norm of the gradient relative to that at 0.
@@ -39,18 +41,30 @@ def fit_bradley_terry(
 
   gradient_of = jax.grad(objective)
 
-  def body(_, v):
+  start = jnp.zeros(difference.shape[-1], difference.dtype)
+  scale = jnp.maximum(jnp.linalg.norm(gradient_of(start)), 1e-12)
+  sizes = 0.5 ** jnp.arange(8, dtype=difference.dtype)
+
+  def body(carry):
+    v, gradient, iteration, _ = carry
     p = jax.nn.sigmoid(difference @ v)
     curvature = weight * p * (1.0 - p)
     hessian = difference.T @ (curvature[:, None] * difference)
     hessian = hessian + ridge * jnp.eye(v.size)
-    step = jax.scipy.linalg.solve(hessian, gradient_of(v), assume_a='pos')
-    sizes = 0.5 ** jnp.arange(10, dtype=v.dtype)
+    step = jax.scipy.linalg.solve(hessian, gradient, assume_a='pos')
     values = jax.vmap(lambda t: objective(v - t * step))(sizes)
     best = jnp.argmin(values)
-    return jnp.where(values[best] < objective(v), v - sizes[best] * step, v)
+    # Within rounding a decrease is no longer visible: then it has converged.
+    moved = values[best] < objective(v)
+    v = jnp.where(moved, v - sizes[best] * step, v)
+    return v, gradient_of(v), iteration + 1, moved
 
-  start = jnp.zeros(difference.shape[-1], difference.dtype)
-  v = jax.lax.fori_loop(0, max_iterations, body, start)
-  scale = jnp.maximum(jnp.linalg.norm(gradient_of(start)), 1e-12)
-  return v, jnp.linalg.norm(gradient_of(v)) / scale
+  def go_on(carry):
+    _, gradient, iteration, moved = carry
+    large = jnp.linalg.norm(gradient) > tolerance * scale
+    return large & moved & (iteration < max_iterations)
+
+  v, gradient, _, _ = jax.lax.while_loop(
+    go_on, body, (start, gradient_of(start), 0, True)
+  )
+  return v, jnp.linalg.norm(gradient) / scale

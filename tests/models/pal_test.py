@@ -1,0 +1,1106 @@
+"""PAL-A and PAL-B: every variant against numpy, and what must not matter.
+
+Forms are the four points of PAL-A and PAL-B. Parameters are drawn by numpy,
+so that no bias, scale or temperature is at a value that hides a mistake.
+"""
+
+import copy
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.errors import InvalidRngError
+from scipy.special import expit
+
+from configs import base
+from pal_jax import models
+from pal_jax.errors import InputError
+from pal_jax.ideal_points import PREFERENCES
+from pal_jax.models import PalA, PalB
+from pal_jax.models.pal_a import POINTS, unit_rows
+from pal_jax.models.projectors import Projector
+
+U, K, D, P, B = 5, 3, 4, 3, 6
+FORMS = (*POINTS, 'pal_b')
+MEMBERSHIPS = {
+  'convex': {},
+  'partition': {'membership': 'partition'},
+  'gumbel': {'membership': 'partition', 'gumbel': True},
+  'comparison level': {'membership': 'mixture_likelihood'},
+  'user level': {'membership': 'mixture_likelihood', 'mixture_level': 'user'},
+}
+every_form = pytest.mark.parametrize('form', FORMS)
+every_preference = pytest.mark.parametrize('preference', sorted(PREFERENCES))
+every_membership = pytest.mark.parametrize('membership', MEMBERSHIPS)
+
+_rng = np.random.default_rng(0)
+USER = np.array([0, 3, 1, 4, 2, 3])
+ITEMS = _rng.normal(size=(B, 2, D)).astype(np.float32)
+PROMPTS = _rng.normal(size=(B, D)).astype(np.float32)
+
+
+def make(form, membership='convex', **fields):
+  fields = {
+    'num_users': U,
+    'num_prototypes': K,
+    'width': P,
+    'projector': 'mlp1',
+    'activation': 'relu',
+    **MEMBERSHIPS[membership],
+    **fields,
+  }
+  if form == 'pal_b':
+    return PalB(**fields)
+  return PalA(point=form, **{'feature_width': D, **fields})
+
+
+@functools.cache
+def shapes_of(model, width):
+  return jax.eval_shape(
+    lambda key: model.init(
+      key,
+      jnp.zeros(1, jnp.int32),
+      jnp.zeros((1, 2, width)),
+      jnp.zeros((1, width)),
+    ),
+    jax.random.key(0),
+  )
+
+
+def draw(model, width=D, seed=1):
+  """Variables of the model, drawn by numpy."""
+  rng = np.random.default_rng(seed)
+  variables = jax.tree.map(
+    lambda s: rng.normal(size=s.shape).astype(np.float32),
+    dict(shapes_of(model, width)),
+  )
+  if 'batch_stats' in variables:  # a variance is positive
+    variables['batch_stats'] = jax.tree.map(
+      lambda x: np.abs(x) + 0.5, variables['batch_stats']
+    )
+  params = variables['params']
+  params['log_scale'] = np.float32(0.4)
+  if 'log_temperature' in params:
+    params['log_temperature'] = np.float32(-0.7)
+  return variables
+
+
+def changed(variables, **params):
+  """A copy with some top-level parameters replaced."""
+  variables = copy.deepcopy(variables)
+  variables['params'].update(params)
+  return variables
+
+
+def run(model, variables, user=USER, items=ITEMS, prompts=PROMPTS, **kwargs):
+  return model.apply(variables, user, items, prompts, **kwargs)
+
+
+# The oracle, in float64 and one comparison at a time.
+
+
+def f(layers, h):
+  """mlp1 with relu."""
+  x = h.astype(float) @ layers['Dense_0']['kernel'] + layers['Dense_0']['bias']
+  x = np.maximum(x, 0.0)
+  return x @ layers['Dense_1']['kernel'] + layers['Dense_1']['bias']
+
+
+def softmax(x):
+  e = np.exp(x - x.max())
+  return e / e.sum()
+
+
+def cos(x, u):
+  return x @ u / np.sqrt((x @ x) * (u @ u))
+
+
+REWARDS = {
+  'squared_distance': lambda x, u: -((x - u) @ (x - u)),
+  'distance': lambda x, u: -np.sqrt((x - u) @ (x - u)),
+  'normalized_distance': lambda x, u: (
+    -np.linalg.norm(x / np.linalg.norm(x) - u / np.linalg.norm(u))
+  ),
+  'cosine': cos,
+  'inner_product': lambda x, u: x @ u,
+}
+
+
+def point(form, params, weights, prompt):
+  """The ideal point of one user for one prompt; METHOD section 1."""
+  if form == 'pal_b':
+    maps = [
+      jax.tree.map(lambda leaf, k=k: leaf[k], params['prompt_projectors'])
+      for k in range(len(weights))
+    ]
+    return sum(w * f(g, prompt) for w, g in zip(weights, maps, strict=True))
+  p, project = params['prototypes'], params['projector']
+  if form == 'Pw':
+    return sum(w * row for w, row in zip(weights, p, strict=True))
+  if form == 'f(Pw)':
+    return f(project, sum(w * row for w, row in zip(weights, p, strict=True)))
+  placed = [f(project, row) for row in p]
+  if form == '|f(P)|w':
+    placed = [row / np.sqrt(row @ row) for row in placed]
+  return sum(w * row for w, row in zip(weights, placed, strict=True))
+
+
+def weights_of(params, user, membership):
+  if membership == 'user level':
+    return softmax(params['class_logits'].astype(float))
+  logits = params['user_logits'][user].astype(float)
+  return softmax(logits / np.exp(params['log_temperature']))
+
+
+def logit_at(form, preference, params, weights, row, prefix=P):
+  """The logit of one comparison for a user at `weights`."""
+  u = point(form, params, weights, PROMPTS[row])[:prefix]
+  a, b = (f(params['projector'], ITEMS[row, c])[:prefix] for c in (0, 1))
+  reward = REWARDS[preference]
+  return np.exp(params['log_scale']) * (reward(a, u) - reward(b, u))
+
+
+def oracle(form, preference, membership, params, prefix=P, train=False):
+  found = []
+  for row, user in enumerate(USER):
+    w = weights_of(params, user, membership)
+    if membership == 'partition' and not train:
+      w = np.eye(K)[np.argmax(w)]
+    if 'level' in membership:
+      each = [
+        logit_at(form, preference, params, np.eye(K)[k], row, prefix)
+        for k in range(K)
+      ]
+      p = w @ expit(np.array(each))
+      found.append(np.log(p) - np.log1p(-p))
+    else:
+      found.append(logit_at(form, preference, params, w, row, prefix))
+  return np.array(found)
+
+
+@every_form
+@every_preference
+def test_logits_equal_numpy(form, preference):
+  for membership in ('convex', 'partition', 'comparison level', 'user level'):
+    model = make(form, membership, preference=preference)
+    variables = draw(model)
+    found = run(model, variables)
+    np.testing.assert_allclose(
+      found.logit,
+      oracle(form, preference, membership, variables['params']),
+      rtol=2e-3,
+      atol=2e-3,
+      err_msg=membership,
+    )
+    assert found.logit.shape == found.norm.shape == (B,)
+    assert found.log_weights.shape == (B, K)
+    assert (found.delta is not None) == ('level' in membership)
+
+
+@every_form
+def test_partition_is_soft_in_training_and_arg_max_in_evaluation(form):
+  model = make(form, 'partition')
+  variables = draw(model)
+  soft = run(model, variables, train=True)
+  np.testing.assert_allclose(
+    soft.logit,
+    oracle(form, 'squared_distance', 'partition', variables['params'], P, True),
+    rtol=2e-3,
+    atol=2e-3,
+  )
+  np.testing.assert_allclose(
+    soft.logit, run(make(form), variables).logit, rtol=1e-5, atol=1e-5
+  )
+  assert np.abs(soft.logit - run(model, variables).logit).max() > 1e-2
+
+
+@every_form
+def test_ideal_points_equal_numpy(form):
+  model = make(form)
+  variables = draw(model)
+  basis = model.apply(variables, PROMPTS, method='basis')
+  weights = np.random.default_rng(2).dirichlet(np.ones(K), size=B)
+  found = model.apply(
+    variables, jnp.array(weights, jnp.float32), basis, method='ideal_points'
+  )
+  expected = [
+    point(form, variables['params'], w, prompt)
+    for w, prompt in zip(weights, PROMPTS, strict=True)
+  ]
+  np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_normalisation_is_per_prototype():
+  """|f(P)|w: every prototype has norm 1, whatever the others'."""
+  model = make('|f(P)|w')
+  variables = draw(model)
+  basis = model.apply(variables, method='basis')
+  np.testing.assert_allclose(np.linalg.norm(basis, axis=-1), 1.0, rtol=1e-5)
+  prototypes = variables['params']['prototypes'].copy()
+  prototypes[0] *= 100.0
+  other = changed(variables, prototypes=prototypes)
+  np.testing.assert_allclose(
+    model.apply(other, method='basis')[1:], basis[1:], rtol=1e-5
+  )
+
+
+def test_mixed_ideal_points_are_shorter_than_normalised_prototypes():
+  """The mean of unit vectors, not the unit vector of a mean."""
+  model = make('|f(P)|w')
+  norm = run(model, draw(model)).norm
+  assert (np.asarray(norm) < 1.0 - 1e-3).all()
+
+
+@every_form
+def test_norm_is_that_of_the_ideal_point(form):
+  """What the bound of the objective is put on."""
+  model = make(form)
+  variables = draw(model)
+  expected = [
+    np.linalg.norm(
+      point(
+        form,
+        variables['params'],
+        weights_of(variables['params'], user, 'convex'),
+        prompt,
+      )
+    )
+    for user, prompt in zip(USER, PROMPTS, strict=True)
+  ]
+  found = run(model, variables).norm
+  np.testing.assert_allclose(found, expected, rtol=1e-3)
+  if 'P)|' in form:
+    return  # there prototypes are of norm 1
+  gradient = jax.grad(lambda params: run(model, {'params': params}).norm.sum())(
+    variables['params']
+  )
+  name = 'prompt_projectors' if form == 'pal_b' else 'prototypes'
+  assert max(np.abs(g).max() for g in jax.tree.leaves(gradient[name])) > 1e-3
+
+
+# Symmetries.
+
+
+@every_form
+@every_preference
+def test_swapping_candidates_negates_the_logit(form, preference):
+  for membership in MEMBERSHIPS:
+    model = make(form, membership, preference=preference, matryoshka=(2,))
+    variables = draw(model)
+    found = run(model, variables)
+    swapped = run(model, variables, items=ITEMS[:, ::-1])
+    np.testing.assert_array_equal(
+      found.logit, -swapped.logit, err_msg=membership
+    )
+    np.testing.assert_array_equal(found.nested[0], -swapped.nested[0])
+    np.testing.assert_array_equal(found.norm, swapped.norm)
+    assert np.abs(found.logit).max() > 1e-3
+
+
+@every_form
+@every_preference
+def test_equal_candidates_have_logit_zero(form, preference):
+  items = np.repeat(ITEMS[:, :1], 2, axis=1)
+  for membership in MEMBERSHIPS:
+    model = make(form, membership, preference=preference)
+    found = run(model, draw(model), items=items)
+    np.testing.assert_array_equal(found.logit, 0.0, err_msg=membership)
+
+
+@every_form
+@every_preference
+def test_the_nearer_candidate_is_preferred(form, preference):
+  """In that reward's own geometry, through the whole model."""
+  model = make(form, preference=preference)
+  variables = draw(model)
+  rng = np.random.default_rng(3)
+  items = rng.normal(size=(200, 2, D)).astype(np.float32)
+  user = rng.integers(0, U, 200)
+  prompts = rng.normal(size=(200, D)).astype(np.float32)
+  params = variables['params']
+  logit = np.asarray(run(model, variables, user, items, prompts).logit)
+  far = np.zeros((200, 2))
+  for row in range(200):
+    w = weights_of(params, user[row], 'convex')
+    u = point(form, params, w, prompts[row])
+    for c in (0, 1):
+      x = f(params['projector'], items[row, c])
+      if preference in ('squared_distance', 'distance'):
+        far[row, c] = np.linalg.norm(x - u)
+      elif preference == 'inner_product':
+        far[row, c] = -x @ u
+      else:
+        far[row, c] = np.arccos(np.clip(cos(x, u), -1, 1))
+  gap = far[:, 1] - far[:, 0]
+  clear = np.abs(gap) > 1e-3
+  assert clear.sum() > 150
+  assert ((logit > 0) == (gap > 0))[clear].all()
+
+
+def relabelled(variables, order):
+  variables = copy.deepcopy(variables)
+  params = variables['params']
+  if 'user_logits' in params:
+    params['user_logits'] = params['user_logits'][:, order]
+  if 'class_logits' in params:
+    params['class_logits'] = params['class_logits'][order]
+  if 'prototypes' in params:
+    params['prototypes'] = params['prototypes'][order]
+  if 'prompt_projectors' in params:
+    params['prompt_projectors'] = jax.tree.map(
+      lambda leaf: leaf[order], params['prompt_projectors']
+    )
+  return variables
+
+
+@every_form
+@every_membership
+def test_relabelling_prototypes_changes_nothing(form, membership):
+  model = make(form, membership)
+  variables = draw(model)
+  order = np.array([2, 0, 1])
+  found = run(model, relabelled(variables, order))
+  expected = run(model, variables)
+  np.testing.assert_allclose(found.logit, expected.logit, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(found.norm, expected.norm, rtol=1e-5)
+  np.testing.assert_allclose(
+    found.log_weights, expected.log_weights[:, order], rtol=1e-5, atol=1e-6
+  )
+
+
+@every_form
+@every_membership
+def test_order_of_the_batch_changes_nothing(form, membership):
+  model = make(form, membership, batch_norm=True)
+  variables = draw(model)
+  order = np.array([4, 0, 5, 2, 1, 3])
+  mask = np.ones(B, bool)
+  for kwargs in (
+    {},
+    {
+      'train': membership != 'gumbel',
+      'mutable': ['batch_stats'],
+    },
+  ):
+    outs = []
+    for rows in (np.arange(B), order):
+      out = run(
+        model,
+        variables,
+        USER[rows],
+        ITEMS[rows],
+        PROMPTS[rows],
+        mask=mask,
+        **kwargs,
+      )
+      outs.append(out[0] if kwargs else out)
+    np.testing.assert_allclose(
+      outs[1].logit, outs[0].logit[order], rtol=1e-3, atol=1e-4
+    )
+
+
+@every_form
+@pytest.mark.parametrize('membership', ['convex', 'comparison level'])
+@pytest.mark.parametrize('train', [False, True])
+def test_padding_changes_nothing(form, membership, train):
+  """Batch statistics too: padded rows hold NaN and an unknown user."""
+  model = make(form, membership, batch_norm=True)
+  variables = draw(model)
+  padded = (
+    np.r_[USER, [-1, U]],
+    np.concatenate([ITEMS, np.full((2, 2, D), np.nan, np.float32)]),
+    np.concatenate([PROMPTS, np.full((2, D), np.nan, np.float32)]),
+  )
+  mask = np.arange(B + 2) < B
+  kwargs = {'train': train, 'mutable': ['batch_stats']}
+  found, statistics = run(model, variables, *padded, mask=mask, **kwargs)
+  expected, bare = run(model, variables, **kwargs)
+  np.testing.assert_allclose(
+    found.logit[:B], expected.logit, rtol=1e-3, atol=1e-4
+  )
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5),
+    statistics,
+    bare,
+  )
+
+
+# The linear identity.
+
+
+@pytest.mark.parametrize('form', ['Pw', 'f(P)w', '|f(P)|w', 'pal_b'])
+@pytest.mark.parametrize('preference', ['squared_distance', 'inner_product'])
+def test_logit_is_linear_in_the_weights(form, preference):
+  model = make(form, preference=preference)
+  variables = draw(model)
+  x = model.apply(variables, ITEMS, method='embed')
+  basis = model.apply(variables, PROMPTS, method='basis')
+  delta = model.apply(variables, x, basis, method='deltas')
+  assert delta.shape == (B, K)
+  out = run(model, variables)
+  np.testing.assert_allclose(
+    out.logit,
+    (np.exp(out.log_weights) * delta).sum(-1),
+    rtol=1e-3,
+    atol=1e-4,
+  )
+
+
+def test_logit_of_f_of_a_mixture_is_not_linear():
+  model = make('f(Pw)')
+  variables = draw(model)
+  x = model.apply(variables, ITEMS, method='embed')
+  basis = model.apply(variables, PROMPTS, method='basis')
+  delta = model.apply(variables, x, basis, method='deltas')
+  out = run(model, variables)
+  assert (
+    np.abs(out.logit - (np.exp(out.log_weights) * delta).sum(-1)).max() > 1e-2
+  )
+
+
+@every_form
+@every_membership
+def test_pieces_equal_the_whole(form, membership):
+  """Adaptation and evaluation use `logits`; training uses `__call__`."""
+  model = make(form, membership)
+  variables = draw(model)
+  x = model.apply(variables, ITEMS, method='embed')
+  basis = model.apply(variables, PROMPTS, method='basis')
+  log_w = model.apply(variables, USER, method='user_log_weights')
+  found = model.apply(
+    variables, log_w, x, basis, model.evaluation_rule, method='logits'
+  )
+  expected = run(model, variables).logit
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_rules_of_the_memberships():
+  rules = {
+    membership: (
+      make('Pw', membership).training_rule,
+      make('Pw', membership).evaluation_rule,
+      make('Pw', membership).adaptation_rule,
+    )
+    for membership in MEMBERSHIPS
+  }
+  mixture = ('mixture', 'mixture', 'mixture')
+  assert rules == {
+    'convex': ('convex', 'convex', 'convex'),
+    'partition': ('convex', 'argmax', 'mixture'),
+    'gumbel': ('convex', 'argmax', 'mixture'),
+    'comparison level': mixture,
+    'user level': mixture,
+  }
+
+
+# Users.
+
+
+@every_form
+@every_membership
+def test_an_unknown_user_is_nan_and_never_another(form, membership):
+  if membership == 'user level':
+    return  # users have no weights there
+  model = make(form, membership)
+  variables = draw(model)
+  user = np.array([0, -1, U, -U, 2**31 - 1, 3])
+  found = run(model, variables, user)
+  unknown = np.array([False, True, True, True, True, False])
+  np.testing.assert_array_equal(np.isnan(found.logit), unknown)
+  np.testing.assert_array_equal(np.isnan(found.log_weights).all(-1), unknown)
+  known = run(model, variables, np.array([0, 0, 0, 0, 0, 3]))
+  np.testing.assert_array_equal(found.logit[~unknown], known.logit[~unknown])
+
+
+def test_the_user_level_gives_everybody_the_class_prior():
+  model = make('Pw', 'user level')
+  variables = draw(model)
+  assert 'user_logits' not in variables['params']
+  found = run(model, variables, np.array([0, 1, 4, -1, U, 3])).log_weights
+  logits = variables['params']['class_logits']
+  for row in found:
+    np.testing.assert_allclose(np.exp(row), softmax(logits), rtol=1e-5)
+
+
+@every_form
+def test_only_a_users_own_row_has_a_gradient(form):
+  model = make(form)
+  variables = draw(model)
+
+  def total(logits):
+    out = run(model, changed(variables, user_logits=logits), np.full(B, 3))
+    return out.logit @ jnp.arange(1.0, B + 1)
+
+  gradient = jax.grad(total)(jnp.array(variables['params']['user_logits']))
+  assert np.abs(gradient[3]).max() > 1e-4
+  np.testing.assert_array_equal(np.delete(gradient, 3, axis=0), 0.0)
+
+
+def test_weights_are_a_softmax_of_logits_over_the_temperature():
+  model = make('Pw')
+  variables = draw(model)
+  logits = variables['params']['user_logits']
+  for s in (-2.0, 0.0, 1.5):
+    other = changed(variables, log_temperature=np.float32(s))
+    found = np.exp(model.apply(other, USER, method='user_log_weights'))
+    for row, user in zip(found, USER, strict=True):
+      np.testing.assert_allclose(
+        row, softmax(logits[user] / np.exp(s)), rtol=1e-4, atol=1e-6
+      )
+
+
+@pytest.mark.parametrize('s', [-1e3, -50.0, 0.0, 50.0])
+def test_temperature_is_positive_whatever_its_parameter(s):
+  model = make('Pw')
+  variables = changed(draw(model), log_temperature=jnp.float32(s))
+  assert float(model.apply(variables, method='temperature')) > 0
+
+  def total(params):
+    return run(model, {'params': params}).logit.sum()
+
+  value, gradient = jax.value_and_grad(total)(variables['params'])
+  assert np.isfinite(value)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+
+
+@pytest.mark.parametrize(
+  ('s', 'expected'),
+  [(-1e3, 0.0), (0.0, 1.0), (4.0, np.exp(4.0)), (4.7, 100.0), (1e3, 100.0)],
+)
+def test_scale_is_exp_and_at_most_100(s, expected):
+  model = make('Pw', preference='cosine')
+  variables = changed(draw(model), log_scale=jnp.float32(s))
+  tau = float(model.apply(variables, method='scale'))
+  assert tau == pytest.approx(expected, rel=1e-5)
+  assert tau <= 100.0
+  assert np.abs(run(model, variables).logit).max() <= 200.0
+
+
+def test_scale_multiplies_rewards_and_may_be_held():
+  for learn in (True, False):
+    model = make('Pw', learn_scale=learn)
+    variables = draw(model)
+    double = changed(variables, log_scale=np.float32(0.4 + np.log(2)))
+    np.testing.assert_allclose(
+      run(model, double).logit, 2 * run(model, variables).logit, rtol=1e-4
+    )
+    gradient = jax.grad(
+      lambda s, m=model, v=variables: jnp.abs(
+        run(m, changed(v, log_scale=s)).logit
+      ).sum()
+    )(jnp.float32(0.4))
+    assert (float(gradient) != 0.0) == learn
+
+
+# Initial values.
+
+
+@pytest.fixture(scope='module')
+def fresh():
+  """Initialised by flax: `(PAL-A, PAL-B)` parameters."""
+  args = (jnp.zeros(1, jnp.int32), jnp.zeros((1, 2, D)), jnp.zeros((1, D)))
+  return tuple(
+    make(form, preference=preference, init_user_scale=0.1, num_users=400).init(
+      jax.random.key(0), *args
+    )['params']
+    for form, preference in (('f(Pw)', 'cosine'), ('pal_b', 'distance'))
+  )
+
+
+def test_prototypes_start_as_rows_of_norm_1(fresh):
+  prototypes = fresh[0]['prototypes']
+  assert prototypes.shape == (K, D)
+  np.testing.assert_allclose(
+    np.linalg.norm(prototypes, axis=-1), 1.0, rtol=1e-5
+  )
+  rows = unit_rows(jax.random.key(1), (2000, 5))
+  np.testing.assert_allclose(rows.mean(0), 0.0, atol=0.05)
+
+
+def test_temperatures_and_scales_start_where_the_method_says(fresh):
+  pal_a, pal_b = fresh
+  assert float(pal_a['log_scale']) == pytest.approx(np.log(1 / 0.07))
+  assert float(pal_b['log_scale']) == 0.0
+  for params in fresh:
+    assert float(params['log_temperature']) == 0.0
+    assert np.std(params['user_logits']) == pytest.approx(0.1, rel=0.1)
+
+
+def test_prompt_projectors_start_different(fresh):
+  kernel = fresh[1]['prompt_projectors']['Dense_0']['kernel']
+  assert kernel.shape == (K, D, P)
+  for k in range(K):
+    for j in range(k):
+      assert np.abs(kernel[k] - kernel[j]).max() > 0.1
+
+
+@pytest.mark.parametrize('point', POINTS)
+def test_prototypes_live_where_the_point_says(point):
+  params = draw(make(point))['params']
+  width = P if point == 'Pw' else D
+  assert params['prototypes'].shape == (K, width)
+
+
+# PAL-A.
+
+
+@pytest.mark.parametrize('point', POINTS)
+def test_pal_a_ignores_the_prompt(point):
+  model = make(point)
+  variables = draw(model)
+  np.testing.assert_array_equal(
+    run(model, variables).logit,
+    run(model, variables, prompts=PROMPTS * np.nan).logit,
+  )
+
+
+@pytest.mark.parametrize('point', ['f(P)w', 'f(Pw)', '|f(P)|w'])
+def test_prototypes_and_candidates_share_one_projector(point):
+  """The same network, once in the parameters: no step is taken twice."""
+  model = make(point)
+  variables = draw(model)
+  assert set(variables['params']) == {
+    'projector',
+    'prototypes',
+    'user_logits',
+    'log_scale',
+    'log_temperature',
+  }
+  # A candidate whose features are a user's prototype is at its ideal point.
+  if point != '|f(P)|w':
+    logits = np.full((U, K), -1e4, np.float32)
+    logits[:, 1] = 0.0
+    vertex = changed(variables, user_logits=logits)
+    items = ITEMS.copy()
+    items[:, 0] = variables['params']['prototypes'][1]
+    x = model.apply(vertex, items, method='embed')
+    delta = run(model, vertex, items=items)
+    scale = np.exp(0.4)
+    gap = ((x[:, 1] - x[:, 0]) ** 2).sum(-1)
+    np.testing.assert_allclose(delta.logit, scale * gap, rtol=1e-4)
+
+
+@pytest.mark.parametrize('point', ['f(P)w', 'f(Pw)', '|f(P)|w'])
+def test_prototypes_stay_out_of_the_batch_statistics(point):
+  model = make(point, batch_norm=True)
+  variables = draw(model)
+  other = changed(
+    variables, prototypes=variables['params']['prototypes'] + 100.0
+  )
+  kwargs = {'train': True, 'mutable': ['batch_stats']}
+  _, first = run(model, variables, **kwargs)
+  _, second = run(model, other, **kwargs)
+  jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+# PAL-B.
+
+
+def test_pal_b_has_k_independent_projectors_of_the_prompt():
+  model = make('pal_b')
+  variables = draw(model)
+  basis = model.apply(variables, PROMPTS, method='basis')
+  assert basis.shape == (B, K, P)
+  maps = variables['params']['prompt_projectors']
+  for k in range(K):
+    own = {'params': jax.tree.map(lambda leaf, k=k: leaf[k], maps)}
+    expected = Projector(P, kind='mlp1', activation='relu').apply(own, PROMPTS)
+    np.testing.assert_allclose(basis[:, k], expected, rtol=1e-4, atol=1e-5)
+  other = jax.tree.map(np.array, maps)
+  other['Dense_0']['kernel'][1] += 1.0
+  moved = model.apply(
+    changed(variables, prompt_projectors=other), PROMPTS, method='basis'
+  )
+  np.testing.assert_array_equal(moved[:, [0, 2]], basis[:, [0, 2]])
+  assert np.abs(moved[:, 1] - basis[:, 1]).max() > 1e-2
+
+
+@every_form
+@every_membership
+def test_other_rows_of_the_batch_change_nothing(form, membership):
+  """User i is scored with prompt i and items i only."""
+  model = make(form, membership)
+  variables = draw(model)
+  expected = run(model, variables).logit
+  for row in (0, 3):
+    user, items, prompts = USER.copy(), ITEMS.copy(), PROMPTS.copy()
+    user[row] = (user[row] + 1) % U
+    items[row] += 1.0
+    prompts[row] -= 1.0
+    found = run(model, variables, user, items, prompts).logit
+    np.testing.assert_array_equal(
+      np.delete(found, row), np.delete(expected, row)
+    )
+    assert float(found[row]) != float(expected[row])
+
+
+@every_membership
+def test_pal_b_uses_each_rows_own_prompt(membership):
+  """One prompt after another: none routes the whole batch."""
+  model = make('pal_b', membership)
+  variables = draw(model)
+  expected = run(model, variables).logit
+  for row in range(B):
+    alone = run(
+      model,
+      variables,
+      USER[row : row + 1],
+      ITEMS[row : row + 1],
+      PROMPTS[row : row + 1],
+    )
+    assert float(alone.logit[0]) == pytest.approx(
+      float(expected[row]), rel=1e-4, abs=1e-5
+    )
+    prompts = PROMPTS.copy()
+    prompts[row] += 1.0
+    found = run(model, variables, prompts=prompts).logit
+    np.testing.assert_array_equal(
+      np.asarray(found) != np.asarray(expected), np.arange(B) == row
+    )
+
+
+@every_membership
+def test_pal_b_with_one_prototype_is_homogeneous(membership):
+  model = make('pal_b', membership, num_prototypes=1)
+  variables = draw(model)
+  np.testing.assert_allclose(
+    run(model, variables).logit,
+    run(model, variables, np.zeros(B, int)).logit,
+    rtol=1e-5,
+    atol=1e-6,
+  )
+
+
+@pytest.mark.parametrize('form', FORMS)
+def test_one_prototype_is_every_membership_alike(form):
+  """The ablation over K compares like with like."""
+  logits = []
+  for membership in MEMBERSHIPS:
+    model = make(form, membership, num_prototypes=1)
+    variables = changed(draw(model), **_shared(form))
+    logits.append(np.asarray(run(model, variables).logit))
+  for logit in logits[1:]:
+    np.testing.assert_allclose(logit, logits[0], rtol=1e-4, atol=1e-5)
+
+
+@functools.cache
+def _shared(form):
+  params = draw(make(form, num_prototypes=1))['params']
+  names = {'projector', 'prompt_projectors', 'prototypes', 'log_scale'}
+  return {name: params[name] for name in names & set(params)}
+
+
+# Projector fields.
+
+
+@every_form
+def test_identity_and_residual_need_equal_widths(form):
+  for fields in ({'projector': 'identity'}, {'residual': True}):
+    with pytest.raises(InputError, match=f'width={P}.*D={D}'):
+      draw(make(form, **fields))
+
+
+@every_form
+def test_identity_places_candidates_where_they_are(form):
+  model = make(form, projector='identity', width=D)
+  variables = draw(model)
+  assert 'projector' not in variables['params']
+  x = model.apply(variables, ITEMS, method='embed')
+  np.testing.assert_array_equal(x, ITEMS)
+  if form == 'pal_b':
+    basis = model.apply(variables, PROMPTS, method='basis')
+    np.testing.assert_array_equal(basis, np.repeat(PROMPTS[:, None], K, 1))
+  assert np.isfinite(run(model, variables).logit).all()
+
+
+def test_with_identity_three_points_are_one():
+  logits = []
+  for form in ('Pw', 'f(P)w', 'f(Pw)'):
+    model = make(form, projector='identity', width=D)
+    logits.append(run(model, draw(model)).logit)
+  np.testing.assert_allclose(logits[1], logits[0], rtol=1e-5)
+  np.testing.assert_allclose(logits[2], logits[0], rtol=1e-5)
+
+
+@every_form
+def test_residual_and_no_bias_reach_every_projector(form):
+  model = make(form, residual=True, width=D, use_bias=False)
+  variables = draw(model)
+  names = [
+    jax.tree_util.keystr(path)
+    for path, _ in jax.tree_util.tree_leaves_with_path(variables)
+  ]
+  assert not any('bias' in name for name in names)
+  zero = copy.deepcopy(variables)
+  for name in ('projector', 'prompt_projectors'):
+    if name in zero['params']:
+      zero['params'][name] = jax.tree.map(np.zeros_like, zero['params'][name])
+  np.testing.assert_array_equal(model.apply(zero, ITEMS, method='embed'), ITEMS)
+  if form == 'pal_b':
+    np.testing.assert_array_equal(
+      model.apply(zero, PROMPTS, method='basis')[:, 1], PROMPTS
+    )
+
+
+@every_form
+def test_dropout_only_in_training(form):
+  model = make(form, dropout=0.5)
+  variables = draw(model)
+  expected = run(make(form), variables).logit
+  np.testing.assert_array_equal(run(model, variables).logit, expected)
+  draws = [
+    run(model, variables, train=True, rngs={'dropout': jax.random.key(i)}).logit
+    for i in (0, 0, 1)
+  ]
+  np.testing.assert_array_equal(draws[0], draws[1])
+  assert np.abs(draws[0] - draws[2]).max() > 1e-3
+  with pytest.raises(InvalidRngError):
+    run(model, variables, train=True)
+
+
+@pytest.mark.parametrize('point', POINTS)
+def test_dropout_leaves_prototypes_alone(point):
+  model = make(point, dropout=0.5)
+  variables = draw(model)
+  rngs = {'dropout': jax.random.key(0)}
+  found = run(model, variables, train=True, rngs=rngs).norm
+  np.testing.assert_array_equal(found, run(model, variables).norm)
+
+
+def test_dropout_differs_between_prompt_projectors():
+  model = make('pal_b', dropout=0.5, num_prototypes=2)
+  variables = draw(model)
+  maps = variables['params']['prompt_projectors']
+  same = jax.tree.map(lambda leaf: np.stack([leaf[0]] * 2), maps)
+  variables = changed(variables, prompt_projectors=same)
+  basis = model.apply(
+    variables,
+    PROMPTS,
+    True,
+    method='basis',
+    rngs={'dropout': jax.random.key(0)},
+  )
+  assert np.abs(basis[:, 0] - basis[:, 1]).max() > 1e-3
+
+
+# Gumbel.
+
+
+@every_form
+def test_gumbel_noise_only_in_training(form):
+  model = make(form, 'gumbel')
+  variables = draw(model)
+  # Evaluation needs no rng, and is the partition's arg-max.
+  np.testing.assert_array_equal(
+    run(model, variables).logit, run(make(form, 'partition'), variables).logit
+  )
+  with pytest.raises(InvalidRngError):
+    run(model, variables, train=True)
+
+
+@every_form
+def test_gumbel_training_scores_at_a_vertex(form):
+  model = make(form, 'gumbel')
+  variables = draw(model)
+  at = np.array(
+    [
+      [
+        logit_at(form, 'squared_distance', variables['params'], e, row)
+        for e in np.eye(K)
+      ]
+      for row in range(B)
+    ]
+  )
+  seen = set()
+  for seed in range(6):
+    rngs = {'gumbel': jax.random.key(seed)}
+    found = run(model, variables, train=True, rngs=rngs).logit
+    gap = np.abs(np.asarray(found)[:, None] - at)
+    np.testing.assert_allclose(gap.min(-1), 0.0, atol=5e-3 * np.abs(at).max())
+    seen |= set(enumerate(gap.argmin(-1)))
+  assert len(seen) > B  # not always the same vertex
+
+
+@every_form
+def test_gumbel_gradients_reach_the_users(form):
+  model = make(form, 'gumbel')
+  variables = draw(model)
+
+  def total(logits):
+    out = run(
+      model,
+      changed(variables, user_logits=logits),
+      train=True,
+      rngs={'gumbel': jax.random.key(0)},
+    )
+    return out.logit @ jnp.arange(1.0, B + 1)
+
+  gradient = jax.grad(total)(jnp.array(variables['params']['user_logits']))
+  assert np.isfinite(gradient).all()
+  assert np.abs(gradient).max() > 1e-3
+
+
+# Gradients where norms vanish.
+
+
+@every_preference
+@pytest.mark.parametrize('membership', ['convex', 'comparison level'])
+def test_gradients_are_finite_at_the_ideal_point_and_at_zero(
+  preference, membership
+):
+  model = make(
+    'Pw', membership, preference=preference, projector='identity', width=D
+  )
+  variables = draw(model)
+  logits = np.zeros((U, K), np.float32)
+  logits[:, 1] = 1000.0
+  variables = changed(variables, user_logits=logits)
+  items = ITEMS.copy()
+  items[:, 0] = variables['params']['prototypes'][1]
+  items[0] = 0.0
+
+  def total(params, items):
+    out = run(model, {'params': params}, items=items)
+    return jnp.sum(out.logit) + jnp.sum(out.norm)
+
+  value, gradients = jax.value_and_grad(total, argnums=(0, 1))(
+    variables['params'], items
+  )
+  assert np.isfinite(value)
+  assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
+
+
+# Matryoshka.
+
+
+@every_form
+@every_preference
+def test_nested_logits_are_those_of_truncated_spaces(form, preference):
+  for membership in ('convex', 'comparison level'):
+    model = make(form, membership, preference=preference, matryoshka=(1, 2))
+    variables = draw(model)
+    found = run(model, variables)
+    assert len(found.nested) == 2
+    for prefix, logit in zip((1, 2), found.nested, strict=True):
+      expected = oracle(
+        form, preference, membership, variables['params'], prefix
+      )
+      np.testing.assert_allclose(logit, expected, rtol=2e-3, atol=2e-3)
+    plain = make(form, membership, preference=preference)
+    np.testing.assert_array_equal(found.logit, run(plain, variables).logit)
+
+
+@pytest.mark.parametrize('form', ['Pw', 'f(P)w', 'f(Pw)', 'pal_b'])
+def test_a_prefix_is_a_smaller_model(form):
+  """Cutting the output layer leaves a model of width 2 with those logits."""
+  model = make(form, projector='mlp0', matryoshka=(2,))
+  variables = draw(model)
+  small = copy.deepcopy(variables)
+  for name in ('projector', 'prompt_projectors'):
+    if name in small['params']:
+      small['params'][name] = jax.tree.map(
+        lambda leaf: leaf[..., :2], small['params'][name]
+      )
+  if form == 'Pw':
+    small['params']['prototypes'] = small['params']['prototypes'][:, :2]
+  expected = run(make(form, projector='mlp0', width=2), small).logit
+  np.testing.assert_allclose(
+    run(model, variables).nested[0], expected, rtol=1e-4, atol=1e-5
+  )
+
+
+# create.
+
+
+def config_of(**fields):
+  config = base.model()
+  config.update({'num_prototypes': K, 'width': P, 'dropout': 0.0})
+  config.update(fields)
+  return config
+
+
+@pytest.mark.parametrize(
+  ('field', 'known'),
+  [
+    ('name', ('pal_a', 'pal_b')),
+    ('point', POINTS),
+    ('preference', PREFERENCES),
+    ('membership', ('convex', 'partition', 'mixture_likelihood')),
+    ('mixture_level', ('comparison', 'user')),
+    ('activation', ('relu', 'gelu', 'linear')),
+    ('projector', ('identity', 'mlpN')),
+  ],
+)
+def test_an_unknown_name_lists_the_known_ones(field, known):
+  with pytest.raises(InputError) as error:
+    models.create(config_of(**{field: 'wrong'}), num_users=U, feature_width=D)
+  message = str(error.value)
+  assert f"model.{field}='wrong'" in message
+  assert all(repr(name) in message for name in known if name != 'mlpN')
+  assert field != 'projector' or 'mlpN' in message
+
+
+def test_more_prototypes_than_users_is_an_error():
+  with pytest.raises(InputError, match='num_prototypes=6.*seen users, 5'):
+    models.create(config_of(num_prototypes=6), num_users=5, feature_width=D)
+  models.create(config_of(num_prototypes=5), num_users=5, feature_width=D)
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {'num_prototypes': 0},
+    {'width': 0},
+    {'dropout': 1.0},
+    {'dropout': -0.1},
+    {'matryoshka': (0,)},
+    {'matryoshka': (1, P)},
+  ],
+  ids=str,
+)
+def test_numbers_out_of_range_name_their_field(fields):
+  (field,) = fields
+  with pytest.raises(InputError, match=f'config.model.{field}='):
+    models.create(config_of(**fields), num_users=U, feature_width=D)
+
+
+@pytest.mark.parametrize('name', sorted(models.MODELS))
+def test_create_hands_every_field_of_the_config_on(name):
+  config = config_of(
+    name=name,
+    point='f(P)w',
+    preference='cosine',
+    membership='partition',
+    mixture_level='user',
+    gumbel=True,
+    gumbel_temperature=0.5,
+    projector='mlp1',
+    activation='relu',
+    dropout=0.25,
+    residual=True,
+    batch_norm=True,
+    use_bias=False,
+    learn_scale=False,
+    init_user_scale=0.3,
+    matryoshka=(1, 2),
+  )
+  model = models.create(config, num_users=U, feature_width=D, axis_name='b')
+  assert isinstance(model, models.MODELS[name])
+  assert (model.num_users, model.axis_name) == (U, 'b')
+  for field, value in config.items():
+    if field != 'name' and (field != 'point' or name == 'pal_a'):
+      assert getattr(model, field) == value, field
+  if name == 'pal_a':
+    assert model.feature_width == D
+  hash(model)  # a static argument of jit
+
+
+def test_equal_configs_give_equal_models():
+  """Or every call would trace again."""
+  one, two = (
+    models.create(config_of(matryoshka=(1, 2)), num_users=U, feature_width=D)
+    for _ in range(2)
+  )
+  assert one == two and hash(one) == hash(two)
