@@ -16,10 +16,10 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
-from pal_jax.errors import InputError
+from pal_jax import cli
 from pal_jax.sweep import run_seeds
 from pal_jax.writer import write_json, write_text
 
@@ -120,14 +120,9 @@ def draw(path: Path, rows: list[dict], true_k: int) -> None:
   plt.close(figure)
 
 
-def main(argv):
-  del argv
+def main():
   config = _CONFIG.value
-  try:
-    rows = run_sweep(config, _SEEDS.value, _MAX_K.value)
-  except InputError as error:
-    print(f'error: {error}', file=sys.stderr)
-    sys.exit(2)
+  rows = run_sweep(config, _SEEDS.value, _MAX_K.value)
   out = Path(_OUT.value)
   out.mkdir(parents=True, exist_ok=True)
   true_k = config.data.num_personas
@@ -143,4 +138,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  app.run(main)
+  cli.run(main)

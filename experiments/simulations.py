@@ -12,9 +12,10 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 from configs import simulation
+from pal_jax import cli
 from pal_jax.sweep import run_seeds
 from pal_jax.writer import write_json, write_text
 
@@ -112,8 +113,7 @@ def draw_toy(path: Path, rows: list[dict]) -> None:
   plt.close(figure)
 
 
-def main(argv):
-  del argv
+def main():
   rows = []
   for which, true_k in SETTINGS:
     for k in (1, true_k):
@@ -146,4 +146,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  app.run(main)
+  cli.run(main)

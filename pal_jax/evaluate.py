@@ -28,7 +28,7 @@ from pal_jax.models.bradley_terry import fit_bradley_terry
 from pal_jax.numerics import log_mean_weights
 from pal_jax.structs import Comparisons, FeatureTable
 
-RIDGES = (0.01, 0.1, 1.0, 10.0, 100.0)
+RIDGES = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4)
 
 
 def group_by_user(comparisons: Comparisons, num_users: int) -> Comparisons:
@@ -118,7 +118,7 @@ def evaluate_unseen(
         max_iterations=config.adaptation.max_iterations,
         tolerance=config.adaptation.tolerance,
       )
-      if last is None or len(each[UNSEEN_ITEMS]) == 0:
+      if not each[UNSEEN_ITEMS]:  # the first resample
         last = users.log_weights
       gaps.append(users.gap / jnp.maximum(1.0, jnp.abs(users.objective)))
       iterations.append(users.iterations)

@@ -78,7 +78,7 @@ def draw_weights(path: Path, arrays: dict) -> None:
   figure, axes = plt.subplots(1, 2, figsize=(8, 4.2), constrained_layout=True)
   for axis, name, title in (
     (axes[0], '', 'seen users'),
-    (axes[1], 'unseen_', 'unseen users, adapted'),
+    (axes[1], 'unseen_', 'unseen users, adapted (largest n)'),
   ):
     weights, group = arrays[f'{name}weights'], arrays[f'{name}group']
     order = _sorted_rows(weights, group)

@@ -230,15 +230,19 @@ def train(
       bar.update(
         summary['loss'], summary['accuracy'], count / max(seconds, 1e-9)
       )
-      if due(step + 1, train_config.checkpoint_every, last):
+      saves = due(step + 1, train_config.checkpoint_every, last)
+      if saves:
         validation = validate(experiment, variables_of(state))
         summary |= {f'validation_{k}': v for k, v in validation.items()}
-        checkpointer.save(state, validation['nll'])
+      # Before saving: a kill in between redoes the step and drops the line,
+      # the other way round the line would be lost.
       writer.write(
         step + 1,
         **summary,
         comparisons_per_second=count / max(seconds, 1e-9),
       )
+      if saves:
+        checkpointer.save(state, validation['nll'])
       window.restart()
     elapsed = time.perf_counter() - begin
     if train_config.select == 'best':

@@ -17,10 +17,10 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from absl import app, flags
+from absl import flags
 
 from configs import base
-from pal_jax import features
+from pal_jax import cli, features
 from pal_jax.data.persona import CORPUS, all_texts
 from pal_jax.errors import InputError
 from pal_jax.writer import write_text
@@ -98,10 +98,9 @@ def build(corpus: Path, encode: bool) -> list[str]:
   return behaviors
 
 
-def main(argv):
-  del argv
+def main():
   print(*build(CORPUS, _FEATURES.value), sep='\n')
 
 
 if __name__ == '__main__':
-  app.run(main)
+  cli.run(main)

@@ -32,6 +32,7 @@ CORPUS = Path(__file__).parent / 'corpus'
 # What PAL-B is asked where the pair of statements has no prompt of its own.
 PROMPT = 'Which of these two statements would you rather say?'
 _ANSWERS = ('Yes', 'No')
+_MAX_DRAWS = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +123,37 @@ def _parse_line(where: str, line: str, behavior: str) -> Statement:
   )
 
 
+def _balanced_stances(
+  rng: np.random.Generator, num_personas: int, num_behaviors: int
+) -> np.ndarray | None:
+  """Distinct +-1 vectors in general position, half for each behaviour.
+
+  Balanced: on every behaviour as many say + as - (one more for an odd K*), so
+  no homogeneous model pleases more than half. In general position, as far as
+  the number of behaviours allows: otherwise a mixture of fewer than K*
+  prototypes could express all K* personas, and K* could not be found. (v, -v,
+  w, -w, say, lie in a plane: three prototypes do.)
+
+  Returns:
+    [K*, behaviours], or None if none was found.
+  """
+  rank = min(num_personas - 1, num_behaviors)
+  column = np.where(np.arange(num_personas) < num_personas / 2, 1.0, -1.0)
+  for _ in range(_MAX_DRAWS):
+    stances = np.stack(
+      [
+        rng.choice([-1.0, 1.0]) * rng.permutation(column)
+        for _ in range(num_behaviors)
+      ],
+      axis=1,
+    )
+    distinct = len(np.unique(stances, axis=0)) == num_personas
+    edges = stances[1:] - stances[:1]
+    if distinct and np.linalg.matrix_rank(edges) == rank:
+      return stances
+  return None
+
+
 def draw_stances(
   rng: np.random.Generator, num_personas: int, num_behaviors: int, kind: str
 ) -> np.ndarray:
@@ -131,9 +163,8 @@ def draw_stances(
     rng: of the draw.
     num_personas: K*.
     num_behaviors: length of a vector.
-    kind: 'signed' draws distinct vectors of +-1 in opposite pairs, v and -v,
-      so that for an even K* no homogeneous model can please more than half
-      of all users on any pair; 'own' gives persona k a +1 on behaviour k
+    kind: 'signed' draws distinct vectors of +-1 that contradict each other,
+      see `_balanced_stances`; 'own' gives persona k a +1 on behaviour k
       alone.
 
   Raises:
@@ -146,12 +177,15 @@ def draw_stances(
         f'only {2**num_behaviors} distinct signed stances; give more '
         'data.behaviors'
       )
+    stances = _balanced_stances(rng, num_personas, num_behaviors)
+    if stances is not None:
+      return stances
+    # Nearly all sign vectors are wanted: any distinct ones are balanced.
     found: dict[tuple[int, ...], None] = {}
     while len(found) < num_personas:
       drawn = 2 * rng.integers(0, 2, num_behaviors) - 1
       found[tuple(drawn.tolist())] = None
-      found[tuple((-drawn).tolist())] = None
-    return np.array(list(found), float)[:num_personas]
+    return np.array(list(found), float)
   if kind == 'own':
     if num_personas > num_behaviors:
       raise InputError(

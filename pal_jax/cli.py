@@ -1,0 +1,65 @@
+"""Runs a program so that a person's mistakes become messages."""
+
+import difflib
+import re
+import sys
+from collections.abc import Callable
+
+from absl import app, logging
+
+from configs import base
+from pal_jax.errors import InputError
+
+
+def _explain(error: Exception, argv: list[str]) -> str:
+  """What was wrong with the flags, naming the one that is to blame."""
+  name = re.sub(r'[^\w.]', ' ', str(error)).split()
+  overrides = [a for a in argv[1:] if a.startswith('--config.')]
+  for argument in overrides:
+    key = argument[2:].split('=')[0].split('.')[1:]
+    here = base.get_config()
+    for depth, part in enumerate(key):
+      if not hasattr(here, 'keys'):
+        break
+      if part not in here and (part in name or not name):
+        known = sorted(here.keys())
+        close = difflib.get_close_matches(part, known, 1)
+        where = '.'.join(['config', *key[:depth]])
+        hint = f' (did you mean {close[0]!r}?)' if close else ''
+        return (
+          f'{argument}: {where} has no field {part!r}{hint}; it has '
+          f'{", ".join(known)}'
+        )
+      if part not in here:
+        break
+      here = here[part]
+  shown = f' (overrides: {" ".join(overrides)})' if overrides else ''
+  return f'{error}{shown}'
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+  """absl's parser; a bad config override exits with status 2."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    print(f'error: {_explain(error, argv)}', file=sys.stderr)
+    sys.exit(2)
+
+
+def run(main: Callable[[], None]) -> None:
+  """Calls main() after parsing flags; an InputError exits with status 2."""
+
+  def guarded(argv):
+    # orbax announces every file; the progress bar is enough.
+    logging.set_verbosity(logging.WARNING)
+    try:
+      if len(argv) > 1:
+        raise InputError(
+          f'unexpected arguments {argv[1:]}; options begin with --'
+        )
+      main()
+    except InputError as error:
+      print(f'error: {error}', file=sys.stderr)
+      sys.exit(2)
+
+  app.run(guarded, flags_parser=parse_flags)

@@ -1,0 +1,217 @@
+"""parallel: one device, eight by jit and eight by pmap are one computation.
+
+Run as a script, with a path, this file trains on eight made-up devices and
+writes what came out; pytest starts it so and reads that.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from configs import base
+from pal_jax import models, parallel
+from pal_jax import train_step as steps
+from pal_jax.errors import InputError
+from pal_jax.structs import FeatureTable, make_comparisons
+
+ROOT = Path(__file__).resolve().parents[1]
+NUM_DEVICES, NUM_STEPS = 8, 6
+NUM_USERS, NUM_ITEMS, FEATURES = 5, 20, 6
+
+# Dropout and Gumbel noise are left out: under pmap each device draws its own.
+CASES = {
+  'PAL-A convex': {'point': 'f(P)w', 'membership': 'convex'},
+  'PAL-B': {'name': 'pal_b', 'preference': 'cosine'},
+  'user-level mixture': {
+    'membership': 'mixture_likelihood',
+    'mixture_level': 'user',
+  },
+  'batch norm': {'point': 'f(Pw)', 'batch_norm': True},
+  'fewer comparisons than devices': {'projector': 'identity', 'width': 6},
+}
+# Neither is a multiple of the number of devices.
+BATCH_SIZES = dict.fromkeys(CASES, 21) | {'fewer comparisons than devices': 5}
+MODES = {
+  'one device': ('jit', 1),
+  'jit': ('jit', NUM_DEVICES),
+  'pmap': ('pmap', NUM_DEVICES),
+}
+
+
+def batch_of(step: int, size: int):
+  """Users in blocks that straddle devices, and a mask of its own each step."""
+  rng = np.random.default_rng(step)
+  mask = rng.random(size) > 0.4
+  # Under pmap rows 0:3 are the first device's: one device has nothing, and
+  # the others have different numbers.
+  mask[:3], mask[3:6] = False, True
+  mask[-1] = True
+  return make_comparisons(
+    np.sort(rng.integers(0, NUM_USERS, size)),
+    np.stack([rng.permutation(NUM_ITEMS)[:2] for _ in range(size)]),
+    rng.integers(0, 2, size),
+    prompt=rng.integers(0, 3, size),
+    weight=rng.uniform(0.5, 2.0, size) if size > 8 else None,
+    mask=mask,
+  )
+
+
+def train(case: str, mode: str, num_devices: int) -> dict:
+  rng = np.random.default_rng(0)
+  table = FeatureTable(
+    rng.normal(size=(NUM_ITEMS, FEATURES)).astype(np.float32),
+    rng.normal(size=(3, FEATURES)).astype(np.float32),
+  )
+  config = base.model()
+  config.update(
+    {
+      'num_prototypes': 2,
+      'width': 4,
+      'projector': 'mlp1',
+      'dropout': 0.0,
+      # With relu two candidates may fall on one point, and the sign of their
+      # difference is rounding.
+      'activation': 'gelu',
+      **CASES[case],
+    }
+  )
+  train_config = base.train()
+  train_config.batching = 'users'
+  train_config.bound_weight, train_config.bound_radius = 0.1, 0.5
+  axis = parallel.axis_name(mode)
+  model = models.create(
+    config, num_users=NUM_USERS, feature_width=FEATURES, axis_name=axis
+  )
+  # Not Adam: it divides rounding errors of a zero gradient by themselves.
+  optimizer = optax.sgd(0.05, momentum=0.9)
+  objective = steps.create_objective(train_config, config)
+  key = jax.random.key(0)
+  devices = jax.devices()[:num_devices]
+  state, _ = steps.create_state(model, lambda params: optimizer, key, table)
+  state, table = parallel.place((state, table), mode, devices)
+  bound = steps.bind(model, optimizer, objective, axis)
+  traces = []
+
+  def step(*args):
+    traces.append(1)
+    return bound(*args)
+
+  run = parallel.compile_step(step, mode, devices)
+  history = []
+  for i in range(NUM_STEPS):
+    batch = batch_of(i, BATCH_SIZES[case])
+    state, metrics = run(state, batch, table, key)
+    # Read at every step: many in flight abort a process of made-up devices.
+    history.append([float(x) for x in jax.tree.leaves(metrics)])
+  flat, _ = ravel_pytree(parallel.fetch((state.params, state.model_state)))
+  used = {len(x.devices()) for x in jax.tree.leaves(state.params)}
+  return {
+    'metrics': history,
+    'state': np.asarray(flat).tolist(),
+    'devices': sorted(used),
+    'traces': len(traces),
+    'step': int(state.step),
+  }
+
+
+def main(path: str) -> None:
+  results = {
+    case: {name: train(case, *MODES[name]) for name in MODES} for case in CASES
+  }
+  Path(path).write_text(json.dumps(results), encoding='utf-8')
+
+
+@pytest.fixture(scope='module')
+def results(tmp_path_factory):
+  path = tmp_path_factory.mktemp('parallel') / 'results.json'
+  flags = (
+    f'--xla_force_host_platform_device_count={NUM_DEVICES} '
+    '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
+  )
+  done = subprocess.run(
+    [sys.executable, __file__, str(path)],
+    env={
+      **os.environ,
+      'XLA_FLAGS': flags,
+      'JAX_PLATFORMS': 'cpu',
+      'PYTHONPATH': str(ROOT),
+    },
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
+  assert done.returncode == 0, done.stderr[-3000:]
+  return json.loads(path.read_text(encoding='utf-8'))
+
+
+@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('mode', ['jit', 'pmap'])
+def test_eight_devices_equal_one(results, case, mode):
+  one, many = results[case]['one device'], results[case][mode]
+  assert one['devices'] == [1] and many['devices'] == [NUM_DEVICES]
+  assert one['step'] == many['step'] == NUM_STEPS
+  np.testing.assert_allclose(
+    many['metrics'], one['metrics'], rtol=1e-5, atol=1e-5
+  )
+  np.testing.assert_allclose(many['state'], one['state'], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_the_runs_that_are_compared_move(results, case):
+  """Otherwise equal would mean nothing."""
+  losses = np.array(results[case]['one device']['metrics'])[:, 0]
+  assert np.ptp(losses) > 0.05
+
+
+@pytest.mark.parametrize('case', CASES)
+@pytest.mark.parametrize('mode', MODES)
+def test_steps_on_many_devices_trace_once(results, case, mode):
+  assert results[case][mode]['traces'] == 1
+
+
+def test_batches_are_padded_to_a_multiple_with_masked_rows():
+  batch = batch_of(0, 21)
+  padded = parallel.pad_to_multiple(batch, 8)
+  assert padded.shape == (24,)
+  assert not padded.mask[21:].any()
+  for x, y in zip(jax.tree.leaves(batch), jax.tree.leaves(padded), strict=True):
+    np.testing.assert_array_equal(x, y[:21])
+  assert parallel.pad_to_multiple(batch, 7) is batch
+  assert parallel.pad_to_multiple(batch, 100).shape == (100,)
+
+
+def test_unknown_modes_are_refused_with_the_known_ones():
+  for call in (
+    parallel.check_mode,
+    parallel.axis_name,
+    lambda mode: parallel.compile_step(lambda *args: args, mode),
+    lambda mode: parallel.place({}, mode),
+  ):
+    with pytest.raises(InputError, match="'xmap' is unknown.*'jit', 'pmap'"):
+      call('xmap')
+
+
+def test_only_pmap_has_an_axis_to_sum_over():
+  assert parallel.axis_name('jit') is None
+  assert parallel.axis_name('pmap') == parallel.AXIS
+
+
+def test_fetch_gives_numpy():
+  tree = parallel.place({'a': np.arange(3.0), 'b': (np.int32(1),)}, 'jit')
+  assert all(isinstance(x, jax.Array) for x in jax.tree.leaves(tree))
+  back = parallel.fetch(tree)
+  assert isinstance(back['a'], np.ndarray)
+  np.testing.assert_array_equal(back['a'], np.arange(3.0))
+  assert int(back['b'][0]) == 1
+
+
+if __name__ == '__main__':
+  main(sys.argv[1])
