@@ -35,10 +35,10 @@ def get_config(which: str = 'persona'):
   config.data.unseen_query = 10
   config.model.num_prototypes = 2
   config.model.width = 4 if which == 'simulation' else 8
-  config.train.num_steps = 20
+  config.train.num_steps = 40
   config.train.batch_size = 32
-  config.train.log_every = 5
-  config.train.checkpoint_every = 10
+  config.train.log_every = 10
+  config.train.checkpoint_every = 20
   config.optimizer.warmup_steps = 2
   config.optimizer.groups.points.learning_rate = 0.1
   config.evaluation.num_support = (0, 2, 5, 10)

@@ -6,6 +6,7 @@ that does not restore exactly is set aside, not deleted, and the one before it
 is used.
 """
 
+import json
 import zlib
 from pathlib import Path
 
@@ -58,6 +59,16 @@ class Checkpointer:
     self._manager = self._open()
 
   def _open(self):
+    # Orbax reads every score when it opens, and one that is damaged would
+    # stop it there.
+    for path in sorted(self._folder.glob('[0-9]*')):
+      if not path.name.isdigit():
+        continue  # unfinished, orbax passes over it
+      try:
+        metrics = json.loads((path / 'metrics' / 'metrics').read_text())
+        float(metrics[BEST_METRIC])
+      except Exception as error:  # in whatever way it is damaged
+        self._move_aside(path, error)
     policy = checkpoint_managers.AnyPreservationPolicy(
       [
         checkpoint_managers.LatestN(2),
@@ -161,21 +172,24 @@ class Checkpointer:
     )
 
   def _set_aside(self, step: int, error: Exception) -> None:
+    self._manager.close()
+    self._move_aside(self._folder / str(step), error)
+    self._manager = self._open()
+
+  def _move_aside(self, path: Path, error: Exception) -> None:
     reason = str(error).strip().splitlines() or [type(error).__name__]
     damaged = self._folder.parent / 'damaged_checkpoints'
     damaged.mkdir(exist_ok=True)
-    target = damaged / str(step)
+    target = damaged / path.name
     number = 1
     while target.exists():
-      target = damaged / f'{step}-{number}'
+      target = damaged / f'{path.name}-{number}'
       number += 1
-    self._manager.close()
-    (self._folder / str(step)).rename(target)
+    path.rename(target)
     self._say(
-      f'the checkpoint of step {step} is damaged ({reason[0][:200]}); it was '
-      f'moved to {target}, and the one before it is used'
+      f'the checkpoint of step {path.name} is damaged ({reason[0][:200]}); it '
+      f'was moved to {target}, and the one before it is used'
     )
-    self._manager = self._open()
 
   def wait(self) -> None:
     """Until every save is on disk."""

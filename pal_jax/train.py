@@ -161,6 +161,40 @@ def variables_of(state: steps.TrainState) -> dict:
   return {'params': state.params, **state.model_state}
 
 
+def _initial_state(experiment: Experiment, key):
+  config = experiment.config
+  return steps.create_state(
+    experiment.model,
+    lambda params: optimizer.create(
+      config.optimizer, params, config.train.num_steps
+    ),
+    key,
+    experiment.table,
+  )
+
+
+def _batcher(experiment: Experiment) -> Batcher:
+  config = experiment.config
+  return Batcher(
+    weight_by_user(experiment.dataset.train, config.train.user_weighting),
+    config.train.batch_size,
+    config.seed,
+    by_user=config.train.batching == 'users',
+  )
+
+
+def check_training(experiment: Experiment) -> None:
+  """Refuses what `train` would refuse, by shapes alone.
+
+  Raises:
+    InputError: from the optimiser, the model's shapes or the batches.
+  """
+  _batcher(experiment)
+  jax.eval_shape(
+    lambda key: _initial_state(experiment, key)[0], jax.random.key(0)
+  )
+
+
 def train(
   experiment: Experiment, workdir: Path, *, progress: bool = True, say=print
 ) -> tuple[steps.TrainState, dict[str, float]]:
@@ -182,12 +216,7 @@ def train(
   key = jax.random.key(config.seed)
   init_key, step_key = jax.random.split(key)
   table = parallel.place(experiment.table, config.parallel)
-  state, tx = steps.create_state(
-    model,
-    lambda params: optimizer.create(config.optimizer, params, last),
-    init_key,
-    experiment.table,
-  )
+  state, tx = _initial_state(experiment, init_key)
   checkpointer = Checkpointer(workdir / 'checkpoints', say)
   restored = checkpointer.restore_latest(state)
   if restored is not None:
@@ -199,12 +228,7 @@ def train(
     steps.bind(model, tx, experiment.objective, model.axis_name),
     config.parallel,
   )
-  batcher = Batcher(
-    weight_by_user(experiment.dataset.train, train_config.user_weighting),
-    train_config.batch_size,
-    config.seed,
-    by_user=train_config.batching == 'users',
-  )
+  batcher = _batcher(experiment)
   writer = MetricsWriter(workdir / 'metrics.jsonl', start)
   bar = Progress(last, start, progress)
   window = _Window()
@@ -233,6 +257,8 @@ def train(
       saves = due(step + 1, train_config.checkpoint_every, last)
       if saves:
         validation = validate(experiment, variables_of(state))
+        # The loss of a step is that before its update.
+        _check_finite('validation loss', validation['nll'], step + 1)
         summary |= {f'validation_{k}': v for k, v in validation.items()}
       # Before saving: a kill in between redoes the step and drops the line,
       # the other way round the line would be lost.
@@ -258,6 +284,15 @@ def train(
   return state, speed
 
 
+def _check_finite(what: str, value, step: int) -> None:
+  if not np.isfinite(value):
+    raise InputError(
+      f'the {what} is {float(value)} at step {step}: training stopped; the '
+      'checkpoints before it are kept. Lower optimizer.groups.*.'
+      'learning_rate, set optimizer.clip_norm, or look for bad features'
+    )
+
+
 class _Window:
   """Sums of the steps since the last log, checked as they come."""
 
@@ -270,12 +305,7 @@ class _Window:
 
   def add(self, step: int, metrics: steps.StepMetrics) -> None:
     metrics = parallel.fetch(metrics)
-    if not np.isfinite(metrics.loss + metrics.bound):
-      raise InputError(
-        f'the loss is {float(metrics.loss)} at step {step}: training stopped; '
-        'the checkpoints before it are kept. Lower optimizer.groups.*.'
-        'learning_rate, set optimizer.clip_norm, or look for bad features'
-      )
+    _check_finite('loss', metrics.loss + metrics.bound, step)
     self._total = metrics if self._total is None else self._total + metrics
     self._steps += 1
 
@@ -314,6 +344,7 @@ def train_and_evaluate(
   # Data, features and model come first: bad input leaves no workdir behind.
   if not path.exists():
     experiment = create_experiment(config)
+    check_training(experiment)
   if prepare_workdir(config, workdir):
     say(f'{workdir} is finished; these are its results')
     return json.loads(path.read_text(encoding='utf-8'))

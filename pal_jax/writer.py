@@ -50,11 +50,13 @@ class MetricsWriter:
     self._path = Path(path)
     kept = []
     if self._path.exists():
-      for line in self._path.read_text(encoding='utf-8').splitlines():
+      # Bytes that are no text make their line malformed, hence dropped.
+      text = self._path.read_text(encoding='utf-8', errors='replace')
+      for line in text.splitlines():
         try:
           if json.loads(line)['step'] <= resume_step:
             kept.append(line)
-        except (json.JSONDecodeError, KeyError):
+        except (json.JSONDecodeError, KeyError, TypeError):
           continue
     write_text(self._path, ''.join(f'{line}\n' for line in kept))
 
