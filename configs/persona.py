@@ -1,6 +1,14 @@
-"""Persona: people with contradicting stances on real or embedded statements.
+"""Persona: people with contradicting stances on statements.
 
-Paper: arXiv 2406.08469, section 5 (Persona), as METHOD section 4 states it.
+Paper: arXiv 2406.08469, section 5 (Persona), with personas as stance vectors
+(METHOD section 4: four signed personas, 200 seen and 100 unseen users, 40
+comparisons each, half of them across behaviours).
+
+  python -m pal_jax.main --config=configs/persona.py --workdir=FOLDER
+
+On two CPU cores: TIME. Expected over five seeds (results/persona_k_sweep):
+0.977 +- 0.008 for seen users on unseen statements, 0.974 +- 0.012 for unseen
+users with ten comparisons, 0.50 for one score for everybody.
 """
 
 from configs import base

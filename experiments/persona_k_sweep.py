@@ -11,6 +11,7 @@ results/persona_k_sweep. With real statements:
     --config.data.path=<folder with persona/*.jsonl>
 """
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -126,7 +127,7 @@ def main():
   out = Path(_OUT.value)
   out.mkdir(parents=True, exist_ok=True)
   true_k = config.data.num_personas
-  command = f'python -m experiments.persona_k_sweep {" ".join(sys.argv[1:])}'
+  command = f'python -m experiments.persona_k_sweep {shlex.join(sys.argv[1:])}'
   table = render_table(rows, true_k, command.strip())
   write_text(out / 'table.md', table)
   draw(out / 'accuracy_against_k.png', rows, true_k)

@@ -7,6 +7,7 @@ the neural-process toy against its Bayes-optimal curve. Writes results.json,
 table.md and a figure to results/simulations.
 """
 
+import shlex
 import sys
 from pathlib import Path
 
@@ -123,7 +124,7 @@ def main():
   toy = run_seeds(simulation.get_config('toy'), _SEEDS.value, 'toy')
   out = Path(_OUT.value)
   out.mkdir(parents=True, exist_ok=True)
-  command = f'python -m experiments.simulations {" ".join(sys.argv[1:])}'
+  command = f'python -m experiments.simulations {shlex.join(sys.argv[1:])}'
   text = (
     '# Simulations\n\nMean and standard deviation over '
     f'{_SEEDS.value} seeds; accuracies on unseen items, of seen users unless '

@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Callable
 
-from absl import app, logging
+from absl import app, flags, logging
 
 from configs import base
 from pal_jax.errors import InputError
@@ -40,7 +40,10 @@ def _explain(error: Exception, argv: list[str]) -> str:
 def parse_flags(argv: list[str]) -> list[str]:
   """absl's parser; a bad config override exits with status 2."""
   try:
-    return app.parse_flags_with_usage(argv)
+    rest = app.parse_flags_with_usage(argv)
+    # A config file that is missing says so only when it is read.
+    hasattr(getattr(flags.FLAGS, 'config', None), 'seed')
+    return rest
   except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
     print(f'error: {_explain(error, argv)}', file=sys.stderr)
     sys.exit(2)
