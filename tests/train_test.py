@@ -261,9 +261,8 @@ def test_poisoned_parameters_stop_at_the_step_they_act(
 
     def run(state, *args):
       if int(state.step) == 13:
-        params = {**state.params, 'prototypes': np.nan}
-        params['prototypes'] = state.params['prototypes'] * np.nan
-        state = state.replace(params=params)
+        bad = state.params['prototypes'] * np.nan
+        state = state.replace(params={**state.params, 'prototypes': bad})
       return compiled(state, *args)
 
     return run

@@ -17,6 +17,15 @@ SHIPPED = CORPUS / 'features'
 NORMALIZATIONS = ('rms', 'none')
 
 
+def check_normalization(kind: str) -> None:
+  """Refuses an unknown name. Raises InputError."""
+  if kind not in NORMALIZATIONS:
+    raise InputError(
+      f'features.normalize={kind!r} is unknown: expected one of '
+      f'{NORMALIZATIONS}'
+    )
+
+
 def normalize_rows(features: np.ndarray, kind: str) -> np.ndarray:
   """Scales each row: 'rms' to a mean square of 1, 'none' not at all.
 
@@ -31,11 +40,7 @@ def normalize_rows(features: np.ndarray, kind: str) -> np.ndarray:
   Raises:
     InputError: if the kind is unknown.
   """
-  if kind not in NORMALIZATIONS:
-    raise InputError(
-      f'features.normalize={kind!r} is unknown: expected one of '
-      f'{NORMALIZATIONS}'
-    )
+  check_normalization(kind)
   if kind == 'none':
     return features
   rows = np.asarray(features, np.float32)
@@ -72,6 +77,7 @@ def feature_table(dataset: Dataset, config) -> FeatureTable:
     InputError: if texts cannot be encoded, or features are not finite or not
       as many as the items.
   """
+  check_normalization(config.normalize)  # before hours of encoding
   if dataset.item_features is not None:
     items, prompts = dataset.item_features, dataset.prompt_features
   else:
