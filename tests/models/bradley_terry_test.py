@@ -76,11 +76,12 @@ def test_separable_data_stay_finite_and_converge(scale, ridge):
   y, w = (d[:, 0] > 0).astype(float), np.ones(200)
   v, gradient = fit(d, y, w, ridge)
   assert np.isfinite(v).all()
-  assert float(gradient) < 1e-3
+  assert float(gradient) < 1e-4
   assert ((d @ np.asarray(v) > 0) == (y > 0.5)).mean() > 0.98
   found = objective(np.asarray(v, float), d, y, w, ridge)[0]
   best = objective(oracle(d, y, w, ridge), d, y, w, ridge)[0]
-  assert found <= best * (1 + 1e-3) + 1e-6
+  # The gradient is relative to that at 0, so not every last nat is won.
+  assert found <= best * (1 + 1e-3) + 0.01
 
 
 def test_ties_alone_give_no_opinion():
