@@ -6,9 +6,10 @@ comparisons each, half of them across behaviours).
 
   python -m pal_jax.main --config=configs/persona.py --workdir=FOLDER
 
-Under two minutes on two CPU cores. Expected over five seeds (results/persona_k_sweep):
-0.977 +- 0.008 for seen users on unseen statements, 0.974 +- 0.012 for unseen
-users with ten comparisons, 0.50 for one score for everybody.
+Under two minutes on two CPU cores. Expected over five seeds
+(results/persona_k_sweep): 0.977 +- 0.008 for seen users on unseen statements,
+0.974 +- 0.012 for unseen users with ten comparisons, 0.50 for one score for
+everybody.
 """
 
 from configs import base
