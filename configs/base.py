@@ -125,6 +125,9 @@ def train() -> ConfigDict:
   config.user_weighting = 'none'  # or 'inverse_count', 1 / n_i
   config.bound_weight = 0.0  # lambda of relu(||u|| - beta); the paper has 1
   config.bound_radius = 4.0  # beta
+  # Share of examples whose user is replaced by the population, so that people
+  # the model knows nothing of (n = 0) are served well.
+  config.population_rate = 0.0
   config.log_every = 50  # steps
   config.checkpoint_every = 100  # steps; validates and saves
   config.select = 'best'  # parameters reported: 'best' by validation, 'last'
@@ -171,10 +174,13 @@ def optimizer() -> ConfigDict:
 def adaptation() -> ConfigDict:
   """Fitting the weights of users the model never saw (METHOD section 3)."""
   config = ConfigDict()
+  # 'posterior': over the atoms of a discrete prior, in closed form; 'map': the
+  # point estimate, KL-regularised towards the population, with a certificate.
+  config.method = 'posterior'
   # Strength lambda of KL(w || population), in nats; 0.0 picks the best of a
   # grid on the seen users' validation comparisons.
   config.strength = 0.0
-  config.max_iterations = 500
+  config.max_iterations = 500  # of the solver of 'map'
   config.tolerance = 1e-5  # of the certificate, relative to max(1, objective)
   return config
 

@@ -11,12 +11,14 @@ import numpy as np
 
 from pal_jax import recovery
 from pal_jax.adaptation import (
+  Placed,
   Prior,
   adapt,
-  choose_strength,
-  has_closed_form,
-  is_linear,
+  fit_prior,
+  has_classes,
+  is_convex,
   place,
+  predict_users,
   score,
   statistics,
 )
@@ -25,7 +27,6 @@ from pal_jax.ideal_points import PREFERENCES
 from pal_jax.metrics import bootstrap_interval, evaluate_logits, user_accuracies
 from pal_jax.mixtures import class_log_posterior
 from pal_jax.models.bradley_terry import fit_bradley_terry
-from pal_jax.numerics import log_mean_weights
 from pal_jax.structs import Comparisons, FeatureTable
 
 RIDGES = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4)
@@ -68,13 +69,35 @@ def seen_log_weights(model, variables, placed, dataset: Dataset) -> jax.Array:
   )
 
 
-def population_log_weights(model, variables, seen: jax.Array) -> jax.Array:
-  """[K] the mean of the seen users' weights; the class prior if learned."""
-  if model.user_level:
-    return model.apply(
-      variables, jnp.zeros((1,), jnp.int32), method='user_log_weights'
-    )[0]
-  return log_mean_weights(seen)
+def learn_prior(
+  model, variables, placed: Placed, dataset: Dataset, config
+) -> tuple[Prior, dict]:
+  """The population, from the seen users' training and validation sets.
+
+  Args:
+    model, variables, placed: trained.
+    dataset: nothing of its unseen users is used.
+    config: `config.adaptation`.
+
+  Returns:
+    As `adaptation.fit_prior`.
+  """
+
+  def reduced(comparisons):
+    grouped = group_by_user(comparisons, dataset.num_users)
+    stats = statistics(model, variables, placed, grouped, model.adaptation_rule)
+    return stats, jnp.asarray(grouped.label), jnp.asarray(grouped.mask)
+
+  return fit_prior(
+    model,
+    variables,
+    seen_log_weights(model, variables, placed, dataset),
+    reduced(dataset.train),
+    reduced(dataset.validation),
+    strength=config.strength,
+    max_iterations=config.max_iterations,
+    tolerance=config.tolerance,
+  )
 
 
 def support_ranks(
@@ -99,12 +122,16 @@ def evaluate_unseen(
   """
   support, rule = dataset.support, model.adaptation_rule
   stats = statistics(model, variables, placed, support, rule)
+  queries = {
+    where: statistics(model, variables, placed, comparisons, rule)
+    for where, comparisons in dataset.unseen.items()
+  }
   ranks = support_ranks(support.shape, config.evaluation.resamples, config.seed)
   counts = sorted(
     {n for n in config.evaluation.num_support if n <= support.shape[1]} | {0}
   )
   logits = {where: {} for where in dataset.unseen}
-  last, gaps, iterations, converged = None, [], [], []
+  last, fits = None, []
   for n in counts:
     each = {where: [] for where in dataset.unseen}
     for rank in ranks:
@@ -112,35 +139,47 @@ def evaluate_unseen(
         model,
         variables,
         stats,
-        jnp.asarray(support.label),
-        jnp.asarray(support.mask & (rank < n)),
+        support.label,
+        support.mask & (rank < n),
         prior,
+        method=config.adaptation.method,
         max_iterations=config.adaptation.max_iterations,
         tolerance=config.adaptation.tolerance,
       )
       if not each[UNSEEN_ITEMS]:  # the first resample
         last = users.log_weights
-      gaps.append(users.gap / jnp.maximum(1.0, jnp.abs(users.objective)))
-      iterations.append(users.iterations)
-      converged.append(users.converged)
-      for where, queries in dataset.unseen.items():
+      fits.append(users)
+      for where, asked in queries.items():
         each[where].append(
-          np.asarray(
-            score(model, variables, placed, users.log_weights, queries, rule)
-          )
+          np.asarray(predict_users(model, variables, users, asked, prior))
         )
     for where in each:
       logits[where][n] = np.stack(each[where])
-  diagnostics = {
-    'solver': 'closed form' if has_closed_form(model) else 'newton',
-    'convex': bool(is_linear(model, rule) or rule == 'mixture'),
-    'fits': int(np.size(np.stack(converged))),
-    'not_converged': int(np.sum(~np.stack(converged))),
-    'largest_relative_gap': float(np.max(np.stack(gaps))),
-    'mean_iterations': float(np.mean(np.stack(iterations))),
-    'max_iterations': int(np.max(np.stack(iterations))),
+  return logits, last, _solver_summary(model, config, fits)
+
+
+def _solver_summary(model, config, fits) -> dict:
+  """How the fits went; nothing is hidden."""
+  rule = model.adaptation_rule
+  closed = config.adaptation.method == 'posterior' or has_classes(model)
+
+  def gather(get):
+    return np.stack([np.asarray(get(users)) for users in fits])
+
+  converged = gather(lambda u: u.converged)
+  iterations = gather(lambda u: u.iterations)
+  return {
+    'method': 'posterior' if closed else 'map',
+    'convex': bool(is_convex(model, rule)),
+    'fits': int(converged.size),
+    'not_converged': int(np.sum(~converged)),
+    'largest_relative_gap': float(
+      gather(lambda u: u.gap / jnp.maximum(1.0, jnp.abs(u.objective))).max()
+    ),
+    'largest_residual': float(gather(lambda u: u.residual).max()),
+    'mean_iterations': float(iterations.mean()),
+    'max_iterations': int(iterations.max()),
   }
-  return logits, last, diagnostics
 
 
 def homogeneous_logits(table: FeatureTable, dataset: Dataset):
@@ -174,7 +213,12 @@ def homogeneous_logits(table: FeatureTable, dataset: Dataset):
 
 
 def evaluate(
-  model, variables, table: FeatureTable, dataset: Dataset, config
+  model,
+  variables,
+  table: FeatureTable,
+  dataset: Dataset,
+  config,
+  learned: tuple[Prior, dict] | None = None,
 ) -> tuple[dict, dict[str, np.ndarray]]:
   """Everything `results.json` holds, and arrays for the figures.
 
@@ -183,6 +227,7 @@ def evaluate(
     table: features of the dataset.
     dataset: with its splits.
     config: the experiment's.
+    learned: from `learn_prior`, if it is there already.
 
   Returns:
     (results, arrays). `seen` and `unseen` are on unseen items; `grid` has all
@@ -196,20 +241,9 @@ def evaluate(
     queries = dataset.seen[where]
     return np.asarray(score(model, variables, placed, log_w, queries, rule))
 
-  population = population_log_weights(model, variables, seen)
-  strength, curve = config.adaptation.strength, {}
-  if not strength:
-    strength, curve = choose_strength(
-      model,
-      variables,
-      placed,
-      group_by_user(dataset.train, dataset.num_users),
-      group_by_user(dataset.validation, dataset.num_users),
-      population,
-      max_iterations=config.adaptation.max_iterations,
-      tolerance=config.adaptation.tolerance,
-    )
-  prior = Prior(population, jnp.asarray(strength, jnp.float32))
+  prior, summary = learned or learn_prior(
+    model, variables, placed, dataset, config.adaptation
+  )
   unseen, adapted, diagnostics = evaluate_unseen(
     model, variables, placed, dataset, prior, config
   )
@@ -255,15 +289,11 @@ def evaluate(
         dataset.seen[UNSEEN_ITEMS].label,
       ),
     },
-    'adaptation': {
-      'strength': float(strength),
-      'strength_curve': {f'{k:g}': v for k, v in curve.items()},
-      **diagnostics,
-    },
+    'adaptation': {**summary, **diagnostics},
     'noise': _noise(
       config, model, variables, placed, dataset, seen, seen_logits
     ),
-    'population': np.exp(np.asarray(population, np.float64)).tolist(),
+    'population': np.exp(np.asarray(prior.log_weights, np.float64)).tolist(),
     'recovery': _planted(model, variables, table, placed, seen, dataset),
     'bayes_accuracy': None
     if dataset.truth.bayes_accuracy is None

@@ -90,6 +90,33 @@ def compile_step(step: Callable, mode: str, devices=None) -> Callable:
   return jit_step(step, make_mesh(devices))
 
 
+def map_users(function: Callable, devices=None) -> tuple[Callable, int]:
+  """function(common, users) with the users split over the local devices.
+
+  Users do not meet, so each device runs the whole function on its own; there
+  is nothing to combine.
+
+  Args:
+    function: of `common`, which every device gets, and `users`, arrays whose
+      leading axis is users; it returns arrays with that leading axis.
+    devices: the local ones by default.
+
+  Returns:
+    The compiled function, and the number that must divide the users.
+  """
+  mesh = make_mesh(devices)
+  mapped = jax.shard_map(
+    function,
+    mesh=mesh,
+    in_specs=(PartitionSpec(), PartitionSpec(AXIS)),
+    out_specs=PartitionSpec(AXIS),
+    # The solver's loop starts from constants, which are not marked as varying
+    # over devices.
+    check_vma=False,
+  )
+  return jax.jit(mapped), mesh.devices.size
+
+
 def pad_to_multiple(batch: Comparisons, size: int) -> Comparisons:
   """Pads [B] comparisons so that `size` divides their number."""
   count = len(batch.label)

@@ -34,7 +34,7 @@ class StepMetrics:
   bound: jax.Array  # () sum of weight * bound on ideal points
   weight: jax.Array  # () sum of weights
   correct: jax.Array  # () comparisons on the label's side, a logit of 0 half
-  decided: jax.Array  # () comparisons whose label is not a tie
+  decided: jax.Array  # () comparisons without a tie, of users as themselves
   count: jax.Array  # () comparisons
   gradient_norm: jax.Array  # () of this step, before clipping
 
@@ -59,6 +59,7 @@ class Objective:
   loss: Callable[[jax.Array, jax.Array], jax.Array]
   bound_weight: float = 0.0  # lambda
   bound_radius: float = 4.0  # beta
+  population_rate: float = 0.0  # share of examples shown to the population
 
 
 def create_objective(train_config, model_config) -> Objective:
@@ -93,8 +94,17 @@ def create_objective(train_config, model_config) -> Objective:
       f'model.matryoshka={tuple(model_config.matryoshka)} has no user-level '
       "form: use model.mixture_level='comparison', or matryoshka=()"
     )
+  rate = train_config.population_rate
+  if not 0.0 <= rate < 1.0:
+    raise InputError(
+      f'train.population_rate={rate} must be in [0, 1): the share of examples '
+      'whose user is replaced by the population'
+    )
   return Objective(
-    losses.LOSSES[name], train_config.bound_weight, train_config.bound_radius
+    losses.LOSSES[name],
+    train_config.bound_weight,
+    train_config.bound_radius,
+    rate,
   )
 
 
@@ -158,10 +168,14 @@ def apply_model(model, params, model_state, batch, table, **kwargs):
   )
 
 
-def step_metrics(out, batch, loss, bound, gradient_norm) -> StepMetrics:
-  """Local sums of one batch."""
+def step_metrics(
+  out, batch, loss, bound, gradient_norm, anonymous=None
+) -> StepMetrics:
+  """Local sums of one batch; accuracy is that of users as themselves."""
   weight = jnp.where(batch.mask, batch.weight, 0.0)
   decided = batch.mask & (batch.label != 0.5)
+  if anonymous is not None:
+    decided &= ~anonymous
   right = jnp.where(batch.label > 0.5, out.logit > 0, out.logit < 0)
   correct = jnp.where(out.logit == 0.0, 0.5, right.astype(jnp.float32))
 
@@ -209,7 +223,12 @@ def train_step(
   key = jax.random.fold_in(key, state.step)
   if axis_name is not None:
     key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-  dropout_key, gumbel_key = jax.random.split(key)
+  dropout_key, gumbel_key, anonymous_key = jax.random.split(key, 3)
+  anonymous = None
+  if objective.population_rate and not model.user_level:
+    anonymous = jax.random.bernoulli(
+      anonymous_key, objective.population_rate, batch.mask.shape
+    )
   total_weight = _sum_over_devices(
     jnp.sum(jnp.where(batch.mask, batch.weight, 0.0)), axis_name
   )
@@ -222,6 +241,7 @@ def train_step(
       batch,
       table,
       train=True,
+      anonymous=anonymous,
       rngs={'dropout': dropout_key, 'gumbel': gumbel_key},
       mutable=['batch_stats'],
     )
@@ -239,7 +259,8 @@ def train_step(
   )
   grads = _sum_over_devices(grads, axis_name)
   metrics = _sum_over_devices(
-    step_metrics(out, batch, reported, bound, jnp.zeros(())), axis_name
+    step_metrics(out, batch, reported, bound, jnp.zeros(()), anonymous),
+    axis_name,
   )
   metrics = metrics.replace(gradient_norm=optax.tree.norm(grads))
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)

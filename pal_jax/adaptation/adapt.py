@@ -1,72 +1,31 @@
-"""Adapting users the model never saw: everything frozen but their K weights."""
+"""Adapting users the model never saw: everything frozen but their weights."""
 
 import functools
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 
-from pal_jax.adaptation.solver import UserState, fit_weights
+from pal_jax.adaptation.point import fit_users
+from pal_jax.adaptation.posterior import believe, predict
+from pal_jax.adaptation.prior import Prior, atom_log_likelihoods, has_classes
+from pal_jax.adaptation.solver import UserState
 from pal_jax.adaptation.statistics import (
-  Placed,
   Statistics,
-  score,
-  statistics,
+  atom_logits,
   weight_logits,
 )
-from pal_jax.losses import logistic
-from pal_jax.mixtures import class_log_posterior
+from pal_jax.errors import InputError
 from pal_jax.models.ideal_point_model import IdealPointModel
-from pal_jax.structs import Comparisons
 
-STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-
-
-@flax.struct.dataclass
-class Prior:
-  """The population that a new user starts from."""
-
-  log_weights: jax.Array  # [K] log of the mean of the seen users' weights
-  strength: jax.Array  # () lambda, nats
+METHODS = ('posterior', 'map')
 
 
-@functools.partial(
-  jax.jit,
-  static_argnames=('model', 'rule', 'max_iterations', 'tolerance'),
-)
-def _fit_users(
-  model, variables, stats, label, mask, prior, rule, max_iterations, tolerance
-):
-  def one(stats, label, mask):
-    return fit_weights(
-      lambda log_w: weight_logits(model, variables, rule, log_w, stats),
-      label,
-      mask,
-      prior.log_weights,
-      prior.strength,
-      max_iterations=max_iterations,
-      tolerance=tolerance,
+def check_method(method: str) -> None:
+  """Raises InputError if the method is unknown."""
+  if method not in METHODS:
+    raise InputError(
+      f'adaptation.method={method!r} is unknown: expected one of {METHODS}'
     )
-
-  return jax.vmap(one)(stats, label, mask)
-
-
-@jax.jit
-def _class_posteriors(delta, label, mask, prior):
-  log_w = class_log_posterior(prior.log_weights, delta, label, mask)
-  zero = jnp.zeros(log_w.shape[:-1])
-  return UserState(
-    log_weights=log_w,
-    objective=zero,
-    gap=zero,
-    iterations=zero.astype(jnp.int32),
-    converged=jnp.ones(log_w.shape[:-1], bool),
-  )
-
-
-def has_closed_form(model: IdealPointModel) -> bool:
-  """Whether a new user's weights are a posterior over classes."""
-  return model.membership == 'partition' or model.user_level
 
 
 def adapt(
@@ -77,13 +36,11 @@ def adapt(
   mask: jax.Array,
   prior: Prior,
   *,
+  method: str = 'posterior',
   max_iterations: int = 500,
   tolerance: float = 1e-5,
 ) -> UserState:
   """Fits many users in one compiled call.
-
-  Latent classes (`partition`, and the user-level mixture) have their
-  posterior in closed form; the others are solved to convergence.
 
   Args:
     model, variables: the frozen model.
@@ -92,81 +49,72 @@ def adapt(
     label: [U, N] in [0, 1].
     mask: [U, N]; users may have different numbers of comparisons, or none.
     prior: the population.
-    max_iterations, tolerance: of the solver.
+    method: 'posterior', over the atoms of the prior, in closed form and exact
+      for every form; 'map', the certified point estimate. Latent classes
+      (`partition`, and the user-level mixture) have no point estimate.
+    max_iterations, tolerance: of the solver of 'map'.
 
   Returns:
     UserState with leading axis [U].
+
+  Raises:
+    InputError: if the method is unknown.
   """
-  if has_closed_form(model):
-    return _class_posteriors(stats.delta, label, mask, prior)
-  return _fit_users(
+  check_method(method)
+  rule = model.adaptation_rule
+  label, mask = jnp.asarray(label), jnp.asarray(mask)
+  if method == 'posterior' or has_classes(model):
+    return believe(
+      prior,
+      atom_log_likelihoods(
+        model, variables, rule, prior.log_atoms, stats, label, mask
+      ),
+    )
+  return fit_users(
     model,
     variables,
+    rule,
     stats,
     label,
     mask,
-    prior,
-    model.adaptation_rule,
-    max_iterations,
-    tolerance,
+    prior.log_weights,
+    prior.strength,
+    max_iterations=max_iterations,
+    tolerance=tolerance,
   )
 
 
-def choose_strength(
+@functools.partial(jax.jit, static_argnames='model')
+def predict_users(
   model: IdealPointModel,
   variables,
-  placed: Placed,
-  support: Comparisons,
-  query: Comparisons,
-  log_prior: jax.Array,
-  *,
-  counts: tuple[int, ...] = (1, 2, 5, 10, 20),
-  strengths: tuple[float, ...] = STRENGTHS,
-  max_iterations: int = 500,
-  tolerance: float = 1e-5,
-) -> tuple[float, dict[float, float]]:
-  """The lambda with the best held-out likelihood on *seen* users.
+  users: UserState,
+  stats: Statistics,
+  prior: Prior,
+) -> jax.Array:
+  """Predictive log odds [U, N] of each user's own comparisons.
 
-  Each seen user is treated as new: fitted to its first n training comparisons
-  and measured on its validation ones, for every n of `counts`. Unseen users
-  have no part in it.
+  Integrated over the belief where there is one, else plugged in.
 
   Args:
-    model, variables, placed: the frozen model over the feature table.
-    support: [U, N] training comparisons of the seen users.
-    query: [U, Q] their validation comparisons.
-    log_prior: [K] the population.
-    counts: numbers of comparisons to adapt from.
-    strengths: the grid.
-    max_iterations, tolerance: of the solver.
-
-  Returns:
-    (lambda, {lambda: mean nats per validation comparison}). Latent classes
-    have no strength: (1.0, {}).
+    model, variables: the frozen model.
+    users: [U], from `adapt`.
+    stats: [U, N] of the comparisons to predict.
+    prior: the one that `users` were adapted with.
   """
-  if has_closed_form(model) or model.num_prototypes == 1:
-    return 1.0, {}
   rule = model.adaptation_rule
-  stats = statistics(model, variables, placed, support, rule)
-  counts = tuple(n for n in counts if n <= support.shape[1])
-  curve = {}
-  for strength in strengths:
-    prior = Prior(log_prior, jnp.asarray(strength, jnp.float32))
-    losses = []
-    for n in counts:
-      mask = support.mask & (jnp.arange(support.shape[1]) < n)
-      users = adapt(
-        model,
-        variables,
-        stats,
-        jnp.asarray(support.label),
-        mask,
-        prior,
-        max_iterations=max_iterations,
-        tolerance=tolerance,
-      )
-      logit = score(model, variables, placed, users.log_weights, query, rule)
-      each = jnp.where(query.mask, logistic(logit, query.label), 0.0)
-      losses.append(float(jnp.sum(each) / jnp.sum(query.mask)))
-    curve[strength] = sum(losses) / len(losses)
-  return min(curve, key=curve.get), curve
+  if users.log_belief is None:
+    return jax.vmap(
+      lambda w, s: weight_logits(model, variables, rule, w, s),
+      in_axes=(0, stats.axes),
+    )(users.log_weights, stats)
+
+  def one(args):
+    belief, stats_ = args
+    if stats.shared_basis:
+      stats_ = stats_.replace(basis=stats.basis)
+    z = atom_logits(model, variables, rule, prior.log_atoms, stats_)
+    return predict(prior, belief, z)
+
+  pieces = stats.replace(basis=None) if stats.shared_basis else stats
+  return jax.lax.map(one, (users.log_belief, pieces), batch_size=64)

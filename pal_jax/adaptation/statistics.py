@@ -1,8 +1,22 @@
 """What a user's weights see of comparisons, computed once.
 
-Fitting K weights need not touch the encoder's features again: where the logit
-is linear in the weights, or likelihoods are mixed, K numbers a comparison are
-enough (METHOD section 1, "An identity worth using").
+Fitting K weights need not touch the encoder's features or the preference
+space again (METHOD section 1, "An identity worth using"):
+
+| form                                          | statistic of a comparison  |
+|-----------------------------------------------|----------------------------|
+| linear logits; mixed likelihoods              | `delta`, K logits          |
+| cosine, distances with `Pw`, `f(P)w`,         | `x`, two points in R^(K+1),|
+| `|f(P)|w`, PAL-B                              | and `basis`, K points there|
+| `f(Pw)`                                       | `x` in R^P; the network on |
+|                                               | one vector a user          |
+
+Every reward is a function of distances and inner products of a candidate x
+and the prototypes' mixture u, and u never leaves the prototypes' span. So x is
+written in an orthonormal basis of that span, and what sticks out of it becomes
+one more coordinate, its length: an isometry from R^P to R^(K+1), which holds
+the same information as <x, p_k>, ||x||^2 and the Gram matrix, but computes
+||x - u||^2 without cancellation.
 """
 
 import functools
@@ -11,11 +25,14 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from pal_jax.ideal_points import PREFERENCES
 from pal_jax.mixtures import mixture_logit
 from pal_jax.models.ideal_point_model import IdealPointModel
+from pal_jax.numerics import safe_norm
 from pal_jax.structs import Comparisons, FeatureTable
 
 LINEAR_PREFERENCES = ('squared_distance', 'inner_product')
+TINY = 1e-37  # keeps logarithms of likelihoods finite in float32
 
 
 @flax.struct.dataclass
@@ -30,13 +47,33 @@ class Placed:
 class Statistics:
   """Comparisons as a function of the user's weights; leading axes [...].
 
-  Either `delta`, or `x` and `basis` for the forms that have no K-dimensional
-  statistic here.
+  Either `delta`, or `x` and `basis`. R is K + 1 (less if P is), or P for
+  `f(Pw)`.
   """
 
   delta: jax.Array | None  # [..., K]
-  x: jax.Array | None  # [..., 2, P]
-  basis: jax.Array | None  # [..., K, :]
+  x: jax.Array | None  # [..., 2, R]
+  basis: jax.Array | None  # [K, R] of all, or [..., K, R] with the prompt
+
+  @property
+  def shared_basis(self) -> bool:
+    """Whether `basis` lacks the leading axes."""
+    return self.basis is not None and self.basis.ndim == 2
+
+  def map(self, function) -> 'Statistics':
+    """Applies a function to the arrays that have the leading axes."""
+    keep = self.shared_basis
+    return Statistics(
+      *(
+        x if x is None or (keep and i == 2) else function(x)
+        for i, x in enumerate((self.delta, self.x, self.basis))
+      )
+    )
+
+  @property
+  def axes(self) -> 'Statistics':
+    """For `vmap` over the first leading axis."""
+    return Statistics(0, 0, None if self.shared_basis else 0)
 
 
 @functools.partial(jax.jit, static_argnames='model')
@@ -56,13 +93,37 @@ def _gather(placed: Placed, comparisons: Comparisons):
   return x, basis
 
 
+def uses_network(model: IdealPointModel) -> bool:
+  """Whether the ideal point is f of the mixture, not a mixture."""
+  return getattr(model, 'point', '') == 'f(Pw)'
+
+
 def is_linear(model: IdealPointModel, rule: str) -> bool:
-  """Whether logit = weights @ delta, so that the fit is convex."""
+  """Whether logit = weights @ delta."""
   return (
     rule == 'convex'
     and model.preference in LINEAR_PREFERENCES
-    and getattr(model, 'point', '') != 'f(Pw)'
+    and not uses_network(model)
   )
+
+
+def is_convex(model: IdealPointModel, rule: str) -> bool:
+  """Whether the negative log-likelihood is convex in the weights.
+
+  It is for linear logits and for mixed likelihoods, because the logistic loss
+  is convex and a mixture is linear in the weights under the logarithm.
+  """
+  return rule == 'mixture' or is_linear(model, rule)
+
+
+def _isometry(x: jax.Array, basis: jax.Array):
+  """[..., 2, P], [..., K, P] -> [..., 2, R], [..., K, R], same geometry."""
+  axes, corner = jnp.linalg.qr(jnp.swapaxes(basis, -1, -2))  # [..., P, R - 1]
+  inside = x @ axes
+  rest = safe_norm(x - inside @ jnp.swapaxes(axes, -1, -2), keepdims=True)
+  points = jnp.swapaxes(corner, -1, -2)  # [..., K, R - 1]
+  points = jnp.concatenate([points, jnp.zeros_like(points[..., :1])], -1)
+  return jnp.concatenate([inside, rest], -1), points
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'rule'))
@@ -79,15 +140,33 @@ def statistics(
     model, variables: the frozen model.
     placed: from `place`, over the table the comparisons' ids point to.
     comparisons: [...].
-    rule: how weights become a logit, `IdealPointModel.logits`.
+    rule: how weights become a logit, `IdealPointModel.logits`; 'argmax' has
+      no use here and is treated as 'convex'.
   """
   x, basis = _gather(placed, comparisons)
-  if rule == 'mixture' or is_linear(model, rule):
+  if is_convex(model, rule):
     delta = model.apply(variables, x, basis, method='deltas')
     return Statistics(delta, None, None)
-  if placed.basis.ndim == 2:
-    basis = jnp.broadcast_to(basis, (*comparisons.label.shape, *basis.shape))
-  return Statistics(None, x, basis)
+  if uses_network(model):
+    return Statistics(None, x, basis)
+  points = model.apply(variables, basis, method='finish')
+  return Statistics(None, *_isometry(x, points))
+
+
+def reward_table(
+  model: IdealPointModel, variables, placed: Placed, rule: str
+) -> jax.Array | None:
+  """[M, K] reward of every item under every prototype.
+
+  delta = table[first] - table[second]: a user's statistics are then gathered
+  from ids alone. None where that is not so: rewards that depend on the
+  prompt, or logits that are not made of `delta`.
+  """
+  if not is_convex(model, rule) or placed.basis.ndim == 3:
+    return None
+  points = model.apply(variables, placed.basis, method='finish')
+  reward = PREFERENCES[model.preference](placed.x[:, None], points)
+  return model.apply(variables, method='scale') * reward
 
 
 def weight_logits(
@@ -98,23 +177,48 @@ def weight_logits(
   stats: Statistics,
 ) -> jax.Array:
   """Logits [N] of one user's comparisons at log-weights [K]."""
-  if rule == 'mixture':
-    return mixture_logit(log_weights, stats.delta)
+  return atom_logits(model, variables, rule, log_weights[None], stats)[..., 0]
+
+
+def atom_logits(
+  model: IdealPointModel,
+  variables,
+  rule: str,
+  log_weights: jax.Array,
+  stats: Statistics,
+) -> jax.Array:
+  """Logits [..., A] of comparisons at each of A points of the simplex.
+
+  Args:
+    model, variables: the frozen model; its scale, and the network of `f(Pw)`.
+    rule: as in `statistics`.
+    log_weights: [A, K].
+    stats: [...].
+  """
+  weights = jnp.exp(log_weights)
+  if stats.delta is not None and rule != 'mixture':
+    return stats.delta @ weights.T
   if stats.delta is not None:
-    return stats.delta @ jnp.exp(log_weights)
-  rows = jnp.broadcast_to(
-    log_weights, (*stats.x.shape[:-2], log_weights.shape[-1])
-  )
-  if getattr(model, 'point', '') == 'f(Pw)':
-    # One pass of the network for the user, not one for each comparison.
-    u = model.apply(
-      variables, jnp.exp(log_weights), stats.basis[0], method='ideal_points'
-    )
-    u = jnp.broadcast_to(u, (*rows.shape[:-1], u.shape[-1]))
-    return model.apply(variables, stats.x, u, method='convex_logits')
-  return model.apply(
-    variables, rows, stats.x, stats.basis, rule, method='logits'
-  )
+    return _mixture_atoms(log_weights, stats.delta)
+  if uses_network(model):
+    points = model.apply(variables, weights, stats.basis, method='ideal_points')
+  else:
+    points = weights @ stats.basis  # [A, R] or [..., A, R]
+  x = stats.x[..., :, None, :]  # [..., 2, 1, R]
+  reward = PREFERENCES[model.preference](x, points[..., None, :, :])
+  scale = model.apply(variables, method='scale')
+  return scale * (reward[..., 0, :] - reward[..., 1, :])
+
+
+def _mixture_atoms(log_weights, delta):
+  if log_weights.shape[0] == 1:
+    return mixture_logit(log_weights[0], delta)[..., None]
+  weights = jnp.exp(log_weights).T
+  # Sums of likelihoods as a matrix product. What underflows is a likelihood
+  # below 1e-37 under every prototype the atom has.
+  first = jax.nn.sigmoid(delta) @ weights
+  second = jax.nn.sigmoid(-delta) @ weights
+  return jnp.log(jnp.maximum(first, TINY)) - jnp.log(jnp.maximum(second, TINY))
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'rule'))

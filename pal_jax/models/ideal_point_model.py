@@ -19,7 +19,7 @@ import numpy as np
 from pal_jax.ideal_points import PREFERENCES, mix, prototype_logits
 from pal_jax.mixtures import gumbel_straight_through, harden, mixture_logit
 from pal_jax.models.projectors import Projector
-from pal_jax.numerics import safe_norm
+from pal_jax.numerics import log_mean_weights, safe_norm
 
 MEMBERSHIPS = ('convex', 'partition', 'mixture_likelihood')
 RULES = ('convex', 'argmax', 'mixture')
@@ -170,6 +170,11 @@ class IdealPointModel(nn.Module):
     )
     return jax.nn.log_softmax(logits / self.temperature(), axis=-1)
 
+  def population_log_weights(self) -> jax.Array:
+    """[K] log of the mean of all users' weights; no gradient reaches them."""
+    users = self.user_log_weights(jnp.arange(self.num_users))
+    return jax.lax.stop_gradient(log_mean_weights(users))
+
   def ideal_points(
     self, weights: jax.Array, basis: jax.Array, train: bool = False
   ) -> jax.Array:
@@ -217,6 +222,7 @@ class IdealPointModel(nn.Module):
     prompts: jax.Array,
     train: bool = False,
     mask: jax.Array | None = None,
+    anonymous: jax.Array | None = None,
   ) -> Outputs:
     """Scores a batch of comparisons by users of the table.
 
@@ -227,6 +233,10 @@ class IdealPointModel(nn.Module):
       train: enables dropout, Gumbel noise, batch statistics and the soft form
         of partition.
       mask: [B] False for padding; only batch norm needs it.
+      anonymous: [B] True where the population stands in for the user, so that
+        the model learns to serve people it knows nothing of (METHOD section
+        3). It has no effect under the user-level mixture, whose users are the
+        population before they answer.
     """
     if mask is None:
       mask = jnp.ones(user.shape, bool)
@@ -234,6 +244,10 @@ class IdealPointModel(nn.Module):
       items, train, jnp.broadcast_to(mask[:, None], (*user.shape, 2))
     )
     log_w = self.user_log_weights(user)
+    if anonymous is not None and not self.user_level:
+      log_w = jnp.where(
+        anonymous[:, None], self.population_log_weights(), log_w
+      )
     basis = self.basis(prompts, train, mask)
     if self.mixes_likelihoods:
       points = self.finish(basis, train)
@@ -257,7 +271,16 @@ class IdealPointModel(nn.Module):
     else:
       weights = jnp.exp(log_w)
     u = self.ideal_points(weights, basis, train)
-    nested = tuple(
-      self.convex_logits(x[..., :p], u[..., :p]) for p in self.matryoshka
-    )
-    return Outputs(self.convex_logits(x, u), None, log_w, safe_norm(u), nested)
+    nested = [
+      self.convex_logits(x[..., :p], u[..., :p])
+      for p in (*self.matryoshka, self.width)
+    ]
+    if anonymous is not None and self.membership == 'partition':
+      # A new user under a partition is uncertain of the class, not between
+      # classes: likelihoods are mixed, as in adaptation.
+      points = self.finish(basis, train)
+      for i, p in enumerate((*self.matryoshka, self.width)):
+        delta = prototype_logits(x[..., :p], points[..., :p], self.preference)
+        mixed = mixture_logit(log_w, self.scale() * delta)
+        nested[i] = jnp.where(anonymous, mixed, nested[i])
+    return Outputs(nested[-1], None, log_w, safe_norm(u), tuple(nested[:-1]))
