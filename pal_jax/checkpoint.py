@@ -36,7 +36,7 @@ def _validation_nll(metrics) -> float:
 
 
 def _split(state: TrainState) -> dict:
-  """The items of a checkpoint: params | opt_state | extra."""
+  """The items of a checkpoint, beside the prior."""
   return {
     'params': state.params,
     'opt_state': state.opt_state,
@@ -91,16 +91,32 @@ class Checkpointer:
       ),
     )
 
-  def save(self, state: TrainState, validation_nll: float) -> None:
-    """Starts saving; returns before it is on disk. See `wait`."""
-    items = jax.tree.map(np.asarray, jax.device_get(_split(state)))
+  def save(
+    self,
+    state: TrainState,
+    validation_nll: float,
+    prior: dict | None = None,
+    summary: dict | None = None,
+  ) -> None:
+    """Starts saving; returns before it is on disk. See `wait`.
+
+    Args:
+      state: of training.
+      validation_nll: the lowest is the best.
+      prior: arrays of the population that goes with these parameters.
+      summary: plain values about the prior, stored as JSON.
+    """
+    items = {**_split(state), 'prior': prior or {'none': np.zeros(())}}
+    items = jax.tree.map(np.asarray, jax.device_get(items))
     step = int(items['extra']['step'])
     metrics = {BEST_METRIC: float(validation_nll)}
     self._manager.save(
       step,
       args=ocp.args.Composite(
         **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
-        check=ocp.args.JsonSave({'crc32': _checksum(items)}),
+        check=ocp.args.JsonSave(
+          {'crc32': _checksum(items), 'summary': summary or {}}
+        ),
       ),
       metrics=metrics,
     )
@@ -145,6 +161,20 @@ class Checkpointer:
       'workdir'
     )
 
+  def read_prior(self, step: int) -> tuple[dict | None, dict]:
+    """The prior's arrays and summary that were saved at a step.
+
+    Read it after `restore_best` or `restore_latest` found the step intact.
+    """
+    loaded = self._manager.restore(
+      step,
+      args=ocp.args.Composite(
+        prior=ocp.args.StandardRestore(), check=ocp.args.JsonRestore()
+      ),
+    )
+    prior = jax.tree.map(np.asarray, dict(loaded['prior']))
+    return None if 'none' in prior else prior, loaded['check']['summary']
+
   def _try(self, step: int, like: TrainState) -> TrainState | None:
     items = _split(like)
     try:
@@ -155,10 +185,11 @@ class Checkpointer:
         step,
         args=ocp.args.Composite(
           **{k: ocp.args.StandardRestore(v) for k, v in abstract.items()},
+          prior=ocp.args.StandardRestore(),
           check=ocp.args.JsonRestore(),
         ),
       )
-      found = {name: loaded[name] for name in items}
+      found = {name: loaded[name] for name in (*items, 'prior')}
       if _checksum(found) != loaded['check']['crc32']:
         raise ValueError('its arrays differ from those that were saved')
     except Exception as error:  # whatever orbax, tensorstore or json raise

@@ -116,11 +116,24 @@ def _noise(results: dict) -> str:
 
 def _adaptation(results: dict) -> str:
   info = results['adaptation']
-  if info['solver'] == 'closed form':
-    return (
-      'Weights of new users are the posterior over classes, in closed form, '
-      'starting from the population.'
+  if info['method'] == 'posterior':
+    text = (
+      'Everything but the weights is frozen. A new user starts from a discrete '
+      f'prior with {info["atoms"]} atoms (as spread out as '
+      f'{info["effective_atoms"]:.1f} equal ones), fitted on the seen '
+      "users' validation comparisons; the posterior is in closed form, and "
+      'predictions integrate over it.'
     )
+    if info['belief_curve']:
+      text += (
+        ' On the seen users, treated as new, an evidence power of '
+        f'{info["evidence"]:g} and a logarithmic share of {info["pooling"]:g} '
+        'predicted best: '
+        f'{min(info["belief_curve"].values()):.3f} nats a comparison, against '
+        f"{info['belief_curve']['1/0']:.3f} by Bayes' rule as it stands (power "
+        '1, share 0).'
+      )
+    return text
   text = (
     'Everything but the weights is frozen. A new user starts from the mean '
     "of the seen users' weights and is pulled back to it with strength "
@@ -132,16 +145,17 @@ def _adaptation(results: dict) -> str:
       + ', '.join(info['strength_curve'])
       + " on the seen users' validation comparisons"
     )
-  bound = (
-    'a bound on the suboptimality'
+  certificate = (
+    'the largest relative gap, a bound on the suboptimality, is '
+    f'{info["largest_relative_gap"]:.1e}'
     if info['convex']
-    else 'a residual, since this form is not convex'
+    else 'this form is not convex: points are stationary, with a KKT residual '
+    f'of at most {info["largest_residual"]:.1e}'
   )
   return (
     f'{text}. {info["fits"]} fits took {info["mean_iterations"]:.1f} '
     f'iterations on average ({info["max_iterations"]} at most); '
-    f'{info["not_converged"]} did not converge; the largest relative gap, '
-    f'{bound}, is {info["largest_relative_gap"]:.1e}.'
+    f'{info["not_converged"]} did not converge; {certificate}.'
   )
 
 

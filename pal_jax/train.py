@@ -12,11 +12,16 @@ import numpy as np
 
 from pal_jax import data, features, models, optimizer, parallel, report
 from pal_jax import train_step as steps
-from pal_jax.adaptation.statistics import place, score
+from pal_jax.adaptation import Prior, check_method, place, score
 from pal_jax.checkpoint import Checkpointer
 from pal_jax.data.batching import Batcher, weight_by_user
 from pal_jax.errors import InputError
-from pal_jax.evaluate import evaluate, group_by_user, seen_log_weights
+from pal_jax.evaluate import (
+  evaluate,
+  group_by_user,
+  learn_prior,
+  seen_log_weights,
+)
 from pal_jax.metrics import evaluate_logits
 from pal_jax.structs import FeatureTable
 from pal_jax.writer import MetricsWriter, Progress, write_json
@@ -68,6 +73,7 @@ def check_config(config) -> None:
         f'train.{field}={config.train[field]!r} is unknown: expected one of '
         f'{known}'
       )
+  check_method(config.adaptation.method)
   if config.adaptation.strength < 0 or config.evaluation.resamples < 1:
     raise InputError(
       f'adaptation.strength={config.adaptation.strength} must be 0 (chosen on '
@@ -156,6 +162,15 @@ def validate(experiment: Experiment, variables) -> dict[str, float]:
   )
 
 
+def population(experiment: Experiment, variables) -> tuple[Prior, dict]:
+  """The prior of new users that goes with these parameters."""
+  model = experiment.model
+  placed = place(model, variables, experiment.table)
+  return learn_prior(
+    model, variables, placed, experiment.dataset, experiment.config.adaptation
+  )
+
+
 def variables_of(state: steps.TrainState) -> dict:
   """What `model.apply` takes."""
   return {'params': state.params, **state.model_state}
@@ -197,7 +212,7 @@ def check_training(experiment: Experiment) -> None:
 
 def train(
   experiment: Experiment, workdir: Path, *, progress: bool = True, say=print
-) -> tuple[steps.TrainState, dict[str, float]]:
+) -> tuple[steps.TrainState, tuple[Prior, dict], dict[str, float]]:
   """Trains to the end, from the latest intact checkpoint if there is one.
 
   Order of operations, for each step: batch, step, read the metrics of the
@@ -205,7 +220,8 @@ def train(
   log, validate, save.
 
   Returns:
-    The selected state, and `seconds` and `comparisons_per_second`.
+    The selected state, the population learned with it, and `seconds` and
+    `comparisons_per_second`.
 
   Raises:
     InputError: if the loss is no longer finite, naming the step.
@@ -268,12 +284,16 @@ def train(
         comparisons_per_second=count / max(seconds, 1e-9),
       )
       if saves:
-        checkpointer.save(state, validation['nll'])
+        learned = population(experiment, variables_of(state))
+        checkpointer.save(
+          state, validation['nll'], vars(learned[0]), learned[1]
+        )
       window.restart()
     elapsed = time.perf_counter() - begin
+    checkpointer.wait()
     if train_config.select == 'best':
-      checkpointer.wait()
       state = checkpointer.restore_best(parallel.fetch(state))
+    arrays, summary = checkpointer.read_prior(int(state.step))
   finally:
     bar.close()
     checkpointer.close()
@@ -281,7 +301,7 @@ def train(
     'seconds': elapsed,
     'comparisons_per_second': trained / max(trained_seconds, 1e-9),
   }
-  return state, speed
+  return state, (Prior(**arrays), summary), speed
 
 
 def _check_finite(what: str, value, step: int) -> None:
@@ -348,7 +368,7 @@ def train_and_evaluate(
   if prepare_workdir(config, workdir):
     say(f'{workdir} is finished; these are its results')
     return json.loads(path.read_text(encoding='utf-8'))
-  state, speed = train(experiment, workdir, progress=progress, say=say)
+  state, learned, speed = train(experiment, workdir, progress=progress, say=say)
   say('adapting to unseen users and evaluating')
   results, arrays = evaluate(
     experiment.model,
@@ -356,6 +376,7 @@ def train_and_evaluate(
     experiment.table,
     experiment.dataset,
     config,
+    learned,
   )
   results['train'] = {'steps': config.train.num_steps, **speed}
   with (workdir / 'analysis.npz').open('wb') as file:

@@ -275,52 +275,50 @@ def fit_chunk(
     return gap, residual, done
 
   def body(carry):
-    (log_w, *point), damping, done, stuck, iterations, number = carry
-    value, slope, rows, _ = point
-    step, promised = _step(log_w, slope, rows, strength, damping)
-    trial = _normalize(log_w + step)
-    new = evaluate(trial)
+    """Judges the trial point, then takes the next step from the best."""
+    trial, point, promised, damping, *_, stuck, iterations, number = carry
+    value = point[1]
+    new = (trial, *evaluate(trial))
+    first = jnp.isinf(value)  # the trial is the prior
+    active = ~carry[6] & ~stuck
     slack = ROUNDING * jnp.maximum(1.0, jnp.abs(value))
-    active = ~done & ~stuck
-    kept = active & jnp.isfinite(new[0])
-    kept &= new[0] <= value + ARMIJO * promised + slack
-    share = (new[0] - value) / jnp.minimum(promised, -1e-30)
+    kept = active & jnp.isfinite(new[1])
+    kept &= new[1] <= value + ARMIJO * promised + slack
+    share = (new[1] - value) / jnp.minimum(promised, -1e-30)
     well = kept & ((share > 0.5) | (-promised < slack))
     poor = ~kept | (share < 0.1)
+    point = jax.tree.map(lambda new, old: jnp.where(kept, new, old), new, point)
+    log_w, value, slope, rows, scale = point
     raised = RAISE * jnp.maximum(damping, 0.1 * strength)
     damping = jnp.where(well, damping / LOWER, jnp.where(poor, raised, damping))
+    start = jnp.abs(slope).max(0) / FIRST_STEP - strength
+    damping = jnp.where(first, start, damping)
     damping = jnp.where(damping < 0.01 * strength, 0.0, damping)
-    log_w, *point = jax.tree.map(
-      lambda new, old: jnp.where(kept, new, old),
-      (trial, *new),
-      (log_w, *point),
-    )
-    value, slope, _, scale = point
-    done = certify(log_w, value, slope, scale)[2]
+    gap, residual, done = certify(log_w, value, slope, scale)
     stuck = stuck | (damping > MAX_DAMPING)
-    point = log_w, *point
-    return point, damping, done, stuck, iterations + active, number + 1
+    step, promised = _step(log_w, slope, rows, strength, damping)
+    trial = _normalize(log_w + step)
+    iterations = iterations + (active & ~first)
+    state = trial, point, promised, damping, gap, residual, done
+    return (*state, stuck, iterations, number + 1)
 
   def go_on(carry):
-    _, _, done, stuck, _, number = carry
-    return jnp.any(~done & ~stuck) & (number < max_iterations)
+    *_, done, stuck, _, number = carry
+    return jnp.any(~done & ~stuck) & (number <= max_iterations)
 
-  value, slope, rows, scale = evaluate(log_prior)
-  done = certify(log_prior, value, slope, scale)[2]
-  damping = jnp.maximum(jnp.abs(slope).max(0) / FIRST_STEP - strength, 0.0)
-  point = log_prior, value, slope, rows, scale
-  start = (
-    point,
-    damping,
-    done,
-    jnp.zeros_like(done),
-    jnp.zeros_like(done, jnp.int32),
-    0,
+  zero = jnp.zeros_like(strength)
+  no = jnp.zeros(strength.shape, bool)
+  shapes = jax.eval_shape(evaluate, log_prior)
+  _, slope, rows, scale = jax.tree.map(
+    lambda x: jnp.zeros(x.shape, x.dtype), shapes
   )
-  point, _, _, _, iterations, _ = jax.lax.while_loop(go_on, body, start)
-  log_w, value, slope, _, scale = point
-  gap, residual, done = certify(log_w, value, slope, scale)
-  return UserState(log_w, value, gap, residual, iterations, done)
+  point = log_prior, jnp.full_like(strength, jnp.inf), slope, rows, scale
+  count = jnp.zeros(strength.shape, jnp.int32)
+  start = log_prior, point, zero, zero, zero, zero, no, no, count, 0
+  _, point, _, _, gap, residual, done, _, iterations, _ = jax.lax.while_loop(
+    go_on, body, start
+  )
+  return UserState(*point[:2], gap, residual, iterations, done)
 
 
 def fit_weights(
