@@ -1,0 +1,28 @@
+"""Few-shot adaptation of people the model never saw (METHOD section 3).
+
+Paper: arXiv 2406.08469, section 5 (unseen users). The Persona data with more
+unseen users and queries, so that differences of a point can be told.
+
+  python -m experiments.few_shot
+
+compares this adapter with the reference's recipe, no adaptation and one score
+for everybody; `:mixture` has users who mix personas.
+"""
+
+from configs import base
+
+
+def get_config(which: str = 'partition'):
+  """'partition': a user holds one persona; 'mixture': Dirichlet(1) of them."""
+  config = base.get_config()
+  if which not in ('partition', 'mixture'):
+    raise ValueError(
+      f"configs/few_shot.py:{which}: expected 'partition' or 'mixture'"
+    )
+  if which == 'mixture':
+    config.data.mixture = 1.0
+  config.data.num_unseen_users = 200
+  config.data.unseen_support = 100
+  config.data.unseen_query = 100
+  config.evaluation.resamples = 20
+  return config.lock()
