@@ -6,19 +6,25 @@ unseen users and queries, so that differences of a point can be told.
   python -m experiments.few_shot
 
 compares this adapter with the reference's recipe, no adaptation and one score
-for everybody; `:mixture` has users who mix personas.
+for everybody, in all three settings.
 """
 
 from configs import base
 
 
 def get_config(which: str = 'partition'):
-  """'partition': a user holds one persona; 'mixture': Dirichlet(1) of them."""
+  """'partition': a user holds one persona; 'mixture': Dirichlet(1) of them.
+
+  'own': one persona each, who cares for one behaviour more than for the
+  others; there one score for everybody does well, so that n = 0 is a test.
+  """
   config = base.get_config()
-  if which not in ('partition', 'mixture'):
+  if which not in ('partition', 'mixture', 'own'):
     raise ValueError(
-      f"configs/few_shot.py:{which}: expected 'partition' or 'mixture'"
+      f"configs/few_shot.py:{which}: expected 'partition', 'mixture' or 'own'"
     )
+  if which == 'own':
+    config.data.stances = 'own'
   if which == 'mixture':
     config.data.mixture = 1.0
   config.data.num_unseen_users = 200

@@ -43,6 +43,9 @@ _PATH = flags.DEFINE_string('data_path', '', 'Folder with persona/*.jsonl.')
 _BEHAVIORS = flags.DEFINE_list('behaviors', [], 'Names of behaviours.')
 
 REPEATS = 5  # of each user, with other random numbers
+# Where a curve is flat, a hundredth of a point decides when it is "reached";
+# the number of answers to within this is shown beside the strict one.
+MARGIN = 0.002
 # `homogeneous` has one planted prototype, and a model with four.
 SETTINGS = (
   'simulation, partition',
@@ -151,20 +154,25 @@ def summarise(setting: str, curves: dict, seed: int = 0) -> list[dict]:
   draws = rng.integers(0, users, (1000, users))
   rows = []
   for strategy in STRATEGIES:
-    each = []
-    for draw in draws:
-      target = curves['random'][draw, -1].mean()
-      each.append(questions_needed(curves[strategy][draw].mean(0), target))
-    needed = questions_needed(
-      curves[strategy].mean(0), curves['random'][:, -1].mean()
-    )
+
+    def needed(draw, margin, curve=curves[strategy]):
+      target = curves['random'][draw, -1].mean() - margin
+      return questions_needed(curve[draw].mean(0), target)
+
+    def interval(margin, needed=needed):
+      each = [needed(draw, margin) for draw in draws]
+      return np.percentile(each, [2.5, 97.5]).tolist()
+
     gap = curves[strategy] - curves['random']
+    everybody = np.arange(users)
     rows.append(
       {
         'setting': setting,
         'strategy': strategy,
-        'needed': needed,
-        'needed_interval': np.percentile(each, [2.5, 97.5]).tolist(),
+        'needed': needed(everybody, 0.0),
+        'needed_interval': interval(0.0),
+        'needed_within_margin': needed(everybody, MARGIN),
+        'needed_within_margin_interval': interval(MARGIN),
         'random_steps': width - 1,
         'accuracy': curves[strategy].mean(0).tolist(),
         # Paired differences of accuracy to random after each question.
@@ -185,13 +193,15 @@ def render(rows: list[dict], command: str, num_seeds: int, steps: int) -> str:
     f'Simulated users answer {steps} questions from their own pools of 100 '
     f'pairs; {num_seeds} seeds, 200 unseen users each. Accuracy on unseen '
     "items after n answers, and the number of answers after which random's "
-    f'accuracy at n = {steps} is reached ({steps + 1}: never). Brackets: 95% '
-    'intervals by bootstrap over users, paired for differences.',
+    f'accuracy at n = {steps} is reached ({steps + 1}: never), strictly and to '
+    f'within {MARGIN:g}. Brackets: 95% intervals by bootstrap over users, '
+    'paired for differences.',
     '',
     '| setting | strategy | '
     + ' | '.join(f'n = {n}' for n in shown)
-    + f' | answers needed | minus random at n = {min(5, steps)} |',
-    '|---|---|' + '---|' * (len(shown) + 2),
+    + f' | answers needed | to within {MARGIN:g} '
+    f'| minus random at n = {min(5, steps)} |',
+    '|---|---|' + '---|' * (len(shown) + 3),
   ]
   for row in rows:
     gap = row['minus_random'][min(5, steps)]
@@ -200,11 +210,15 @@ def render(rows: list[dict], command: str, num_seeds: int, steps: int) -> str:
     lines.append(
       f'| {row["setting"]} | {TITLES[row["strategy"]]} | '
       + ' | '.join(cells)
-      + f' | {row["needed"]} [{row["needed_interval"][0]:.0f}, '
-      f'{row["needed_interval"][1]:.0f}] | {gap["mean"]:+.3f} [{low:+.3f}, '
-      f'{high:+.3f}] |'
+      + f' | {_count(row, "needed")} | {_count(row, "needed_within_margin")} '
+      f'| {gap["mean"]:+.3f} [{low:+.3f}, {high:+.3f}] |'
     )
   return '\n'.join(lines) + f'\n\nMade by `{command}`.\n'
+
+
+def _count(row: dict, name: str) -> str:
+  low, high = row[f'{name}_interval']
+  return f'{row[name]} [{low:.0f}, {high:.0f}]'
 
 
 def draw(path: Path, rows: list[dict]) -> None:

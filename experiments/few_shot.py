@@ -2,8 +2,9 @@
 
   python -m experiments.few_shot
 
-Trains over five seeds for users who hold one persona (partition) and for users
-who mix them, adapts the same unseen users from the same 20 resamples of their
+Trains over five seeds for users who hold one persona (partition), users who mix
+them, and users with stances of their own, for whom one score for everybody does
+well. Adapts the same unseen users from the same 20 resamples of their
 comparisons with every method, and writes results.json, table.md and a figure
 to results/few_shot. With real statements:
 
@@ -45,7 +46,7 @@ _SEEDS = flags.DEFINE_integer('seeds', 5, 'Number of seeds.', lower_bound=1)
 _PATH = flags.DEFINE_string('data_path', '', 'Folder with persona/*.jsonl.')
 _BEHAVIORS = flags.DEFINE_list('behaviors', [], 'Names of behaviours.')
 
-SETTINGS = ('partition', 'mixture')
+SETTINGS = ('partition', 'mixture', 'own')
 TITLES = {
   'posterior': 'posterior (pal_jax)',
   'map': 'point estimate (pal_jax)',
