@@ -40,8 +40,9 @@ def check_strategy(strategy: str) -> None:
 
 def entropy(z: jax.Array) -> jax.Array:
   """Entropy in nats of an answer with log odds z; accurate at +-1000."""
-  p = jax.nn.sigmoid(z)
-  return jax.nn.softplus(z) - p * z
+  # Of the rarer answer: the same for z and -z, and without cancellation.
+  z = -jnp.abs(z)
+  return jax.nn.softplus(z) - jax.nn.sigmoid(z) * z
 
 
 def _plain_predictive(log_belief, z):

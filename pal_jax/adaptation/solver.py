@@ -248,6 +248,7 @@ def fit_chunk(
     returned.
   """
   log_prior = _normalize(log_prior)
+  measure = 0 if convex else 1  # of `certify`: the gap, or the residual
 
   def evaluate(log_w):
     """F, its slope in the tangent space, rows of A, and largest |grad f|."""
@@ -276,34 +277,43 @@ def fit_chunk(
 
   def body(carry):
     """Judges the trial point, then takes the next step from the best."""
-    trial, point, promised, damping, *_, stuck, iterations, number = carry
-    value = point[1]
-    new = (trial, *evaluate(trial))
+    trial, point, quality, promised, damping, stuck, *counts = carry
+    iterations, number = counts
+    value, slope = point[1:3]
     first = jnp.isinf(value)  # the trial is the prior
-    active = ~carry[6] & ~stuck
+    active = ~quality[2] & ~stuck
+    new = (trial, *evaluate(trial))
+    new_quality = certify(trial, new[1], new[2], new[4])
+    lower = new[1] <= value + ARMIJO * promised
+    # Near the end F no longer tells steps apart, but its slope does.
     slack = ROUNDING * jnp.maximum(1.0, jnp.abs(value))
-    kept = active & jnp.isfinite(new[1])
-    kept &= new[1] <= value + ARMIJO * promised + slack
+    level = (jnp.abs(new[1] - value) <= slack) & (
+      new_quality[measure] < quality[measure]
+    )
+    kept = active & jnp.isfinite(new[1]) & (lower | level | first)
     share = (new[1] - value) / jnp.minimum(promised, -1e-30)
-    well = kept & ((share > 0.5) | (-promised < slack))
+    well = kept & ((share > 0.5) | level)
     poor = ~kept | (share < 0.1)
-    point = jax.tree.map(lambda new, old: jnp.where(kept, new, old), new, point)
-    log_w, value, slope, rows, scale = point
+    point, quality = jax.tree.map(
+      lambda new, old: jnp.where(kept, new, old),
+      (new, new_quality),
+      (point, quality),
+    )
+    log_w, value, slope, rows, _ = point
     raised = RAISE * jnp.maximum(damping, 0.1 * strength)
     damping = jnp.where(well, damping / LOWER, jnp.where(poor, raised, damping))
     start = jnp.abs(slope).max(0) / FIRST_STEP - strength
     damping = jnp.where(first, start, damping)
     damping = jnp.where(damping < 0.01 * strength, 0.0, damping)
-    gap, residual, done = certify(log_w, value, slope, scale)
     stuck = stuck | (damping > MAX_DAMPING)
     step, promised = _step(log_w, slope, rows, strength, damping)
     trial = _normalize(log_w + step)
     iterations = iterations + (active & ~first)
-    state = trial, point, promised, damping, gap, residual, done
-    return (*state, stuck, iterations, number + 1)
+    state = trial, point, quality, promised, damping, stuck
+    return (*state, iterations, number + 1)
 
   def go_on(carry):
-    *_, done, stuck, _, number = carry
+    done, stuck, number = carry[2][2], carry[5], carry[-1]
     return jnp.any(~done & ~stuck) & (number <= max_iterations)
 
   zero = jnp.zeros_like(strength)
@@ -314,10 +324,9 @@ def fit_chunk(
   )
   point = log_prior, jnp.full_like(strength, jnp.inf), slope, rows, scale
   count = jnp.zeros(strength.shape, jnp.int32)
-  start = log_prior, point, zero, zero, zero, zero, no, no, count, 0
-  _, point, _, _, gap, residual, done, _, iterations, _ = jax.lax.while_loop(
-    go_on, body, start
-  )
+  start = log_prior, point, (zero, zero, no), zero, zero, no, count, 0
+  _, point, quality, *_, iterations, _ = jax.lax.while_loop(go_on, body, start)
+  gap, residual, done = quality
   return UserState(*point[:2], gap, residual, iterations, done)
 
 

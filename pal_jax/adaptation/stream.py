@@ -58,7 +58,7 @@ class StreamSummary:
   mean_iterations: float
 
 
-def _check(support: Support, num_items: int, num_prompts: int, chunk) -> None:
+def _check(support: Support, num_prompts: int | None, chunk: int) -> None:
   shape = support.label.shape
   if len(shape) != 2 or support.items.shape != (*shape, 2):
     raise InputError(
@@ -71,29 +71,31 @@ def _check(support: Support, num_items: int, num_prompts: int, chunk) -> None:
       raise InputError(f'{name} is {value.shape}, expected {wanted}')
   if chunk < 1:
     raise InputError(f'chunk={chunk} must be at least 1')
-  if num_prompts > 1 and support.prompt is None:
+  if (num_prompts or 1) > 1 and support.prompt is None:
     raise InputError('the model has prompts: give their rows, prompt [U, N]')
 
 
 def _read(support: Support, rows: slice, limits) -> dict[str, np.ndarray]:
   """One chunk, checked, in the types that the device wants."""
-  items = np.asarray(support.items[rows], np.int32)
+  items = np.asarray(support.items[rows])
   label = np.asarray(support.label[rows], np.float32)
-  users, width = label.shape
+  width = label.shape[1]
   if support.count is None:
     mask = np.ones(label.shape, bool)
   else:
     count = np.asarray(support.count[rows])
-    if count.size and not 0 <= count.min() <= count.max() <= width:
+    bad = ~((count >= 0) & (count <= width))
+    if bad.any():
+      row = int(np.argmax(bad))
       raise InputError(
-        f'users {rows.start} to {rows.start + users - 1}: counts run from '
-        f'{count.min()} to {count.max()}, expected 0 to {width}'
+        f'user {rows.start + row}: count {count[row]}, expected 0 to {width}'
       )
     mask = np.arange(width) < count[:, None]
   ids = {'items': (items, limits[0], mask[..., None])}
   prompt = np.zeros(label.shape, np.int32)
-  if support.prompt is not None:
-    prompt = np.asarray(support.prompt[rows], np.int32)
+  # A model without prompts has no use for their rows.
+  if support.prompt is not None and limits[1] is not None:
+    prompt = np.asarray(support.prompt[rows])
     ids['prompt'] = (prompt, limits[1], mask)
   for name, (values, limit, live) in ids.items():
     bad = live & ((values < 0) | (values >= limit))
@@ -110,7 +112,13 @@ def _read(support: Support, rows: slice, limits) -> dict[str, np.ndarray]:
       f'user {rows.start + row}, comparison {column}: label '
       f'{label[row, column]} is not in [0, 1]'
     )
-  return {'items': items, 'prompt': prompt, 'label': label, 'mask': mask}
+  # Only now: a row beyond 32 bits would wrap around to another one.
+  return {
+    'items': items.astype(np.int32),
+    'prompt': prompt.astype(np.int32),
+    'label': label,
+    'mask': mask,
+  }
 
 
 def compile_stream(
@@ -123,7 +131,6 @@ def compile_stream(
   max_iterations: int = 500,
   tolerance: float = 1e-5,
   keep_belief: bool = False,
-  devices=None,
 ):
   """The compiled call of a stream: a chunk of comparisons -> UserState.
 
@@ -174,7 +181,7 @@ def compile_stream(
     )
     return state if keep_belief else state.replace(log_belief=None)
 
-  compiled, multiple = parallel.map_users(fit, devices)
+  compiled, multiple = parallel.map_users(fit)
   return lambda users: compiled(common, users), multiple
 
 
@@ -191,7 +198,6 @@ def adapt_stream(
   max_iterations: int = 500,
   tolerance: float = 1e-5,
   keep_belief: bool = False,
-  devices=None,
   progress: bool = True,
 ) -> StreamSummary:
   """Adapts all users of `support` and writes one .npy for each output.
@@ -207,7 +213,6 @@ def adapt_stream(
       a user.
     chunk: users in one compiled call, rounded up to the number of devices.
     keep_belief: whether to write log_belief.npy [U, M] of 'posterior'.
-    devices: the local ones by default.
     progress: whether to draw a bar.
 
   Returns:
@@ -218,9 +223,9 @@ def adapt_stream(
     InputError: if shapes, ids or labels are wrong, naming the user, or if the
       folder exists. Nothing is left behind then.
   """
-  num_prompts = placed.basis.shape[0] if placed.basis.ndim == 3 else 1
+  num_prompts = placed.basis.shape[0] if placed.basis.ndim == 3 else None
   limits = placed.x.shape[0], num_prompts
-  _check(support, *limits, chunk)
+  _check(support, num_prompts, chunk)
   folder = Path(folder).absolute()
   if folder.exists():
     raise InputError(f'{folder} exists: name a new folder')
@@ -233,7 +238,6 @@ def adapt_stream(
     max_iterations=max_iterations,
     tolerance=tolerance,
     keep_belief=keep_belief,
-    devices=devices,
   )
   num_users = support.label.shape[0]
   chunk = -(-min(chunk, max(num_users, 1)) // multiple) * multiple

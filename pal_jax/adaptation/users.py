@@ -8,6 +8,7 @@ is touched.
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from pal_jax.adaptation.adapt import adapt, check_method
 from pal_jax.adaptation.posterior import believe
-from pal_jax.adaptation.prior import Prior
+from pal_jax.adaptation.prior import Prior, has_classes
 from pal_jax.adaptation.solver import UserState
 from pal_jax.adaptation.statistics import Statistics
 from pal_jax.errors import InputError
@@ -46,6 +47,45 @@ def _leaves(tree) -> dict[str, np.ndarray]:
     for name, value in vars(tree).items()
     if value is not None
   }
+
+
+def _form(stats: Statistics, lead: int) -> dict[str, tuple[int, ...]]:
+  """Shapes of the statistics of one comparison, below `lead` axes."""
+  return {
+    f'shared {name}' if name == 'basis' and stats.shared_basis else name: (
+      value.shape
+      if name == 'basis' and stats.shared_basis
+      else value.shape[lead:]
+    )
+    for name, value in _leaves(stats).items()
+  }
+
+
+def _unpack(arrays, ids, counts) -> tuple[UserState, Statistics]:
+  """What a file says of its users; an error of some kind if it does not fit."""
+
+  def named(prefix):
+    return {
+      name.removeprefix(prefix): value
+      for name, value in arrays.items()
+      if name.startswith(prefix)
+    }
+
+  states = UserState(**named('state_'))
+  stats = Statistics(
+    **{'delta': None, 'x': None, 'basis': None, **named('stats_')}
+  )
+  rows = [counts, *_leaves(states).values()]
+  pieces = [arrays['label'], stats.x if stats.delta is None else stats.delta]
+  if stats.basis is not None and not stats.shared_basis:
+    pieces.append(stats.basis)
+  if len(set(ids)) < len(ids):
+    raise ValueError('an id comes twice')
+  if any(len(x) != len(ids) for x in rows) or any(
+    len(x) != sum(counts) for x in pieces
+  ):
+    raise ValueError('its arrays have different lengths')
+  return states, stats
 
 
 class UserTable:
@@ -147,8 +187,12 @@ class UserTable:
       del table[user_id]
 
   def lookup(self, user_ids: Iterable[str]) -> Lookup:
-    """States by id. A stranger is the population, and `known` says so."""
-    user_ids = list(user_ids)
+    """States by id. A stranger is the population, and `known` says so.
+
+    Raises:
+      InputError: if `user_ids` is one string.
+    """
+    user_ids = self._list_ids(user_ids)
     known = np.array([i in self._states for i in user_ids], bool)
     if not user_ids:
       empty = jax.tree.map(lambda x: x[None][:0], self._stranger)
@@ -157,7 +201,7 @@ class UserTable:
     return Lookup(jax.tree.map(lambda *x: np.stack(x), *states), known)
 
   def _population(self) -> UserState:
-    if self._method == 'posterior':
+    if self._method == 'posterior' or has_classes(self._model):
       users = believe(
         self._prior, jnp.zeros((1, self._prior.log_masses.shape[0]))
       )
@@ -172,33 +216,36 @@ class UserTable:
       converged=np.bool_(True),
     )
 
-  def _check_ids(self, user_ids) -> list[str]:
+  def _list_ids(self, user_ids) -> list[str]:
     if isinstance(user_ids, str):
       raise InputError(
         f'user_ids={user_ids!r} is one string: give a list of ids'
       )
-    user_ids = list(user_ids)
+    return list(user_ids)
+
+  def _check_ids(self, user_ids) -> list[str]:
+    user_ids = self._list_ids(user_ids)
     bad = [i for i in user_ids if not isinstance(i, str)]
     if bad:
       raise InputError(
         f'user ids must be strings; {bad[0]!r} is a {type(bad[0]).__name__}'
       )
-    twice = (
-      sorted({i for i in user_ids if user_ids.count(i) > 1})
-      if len(set(user_ids)) < len(user_ids)
-      else []
-    )
+    twice = sorted(i for i, count in Counter(user_ids).items() if count > 1)
     if twice:
       raise InputError(f'users {twice[:3]!r} come twice in one call')
     return user_ids
 
   def _merge(self, user_ids, stats, label, mask) -> UserState:
     label = np.asarray(label, np.float32)
-    mask = np.ones(label.shape, bool) if mask is None else np.asarray(mask)
+    # Numbers would index rows.
+    mask = np.ones(label.shape) if mask is None else mask
+    mask = np.asarray(mask, bool)
     self._check_arrays(user_ids, stats, label, mask)
     if not user_ids:
       return self.lookup(()).users
     stats = stats.map(np.asarray)
+    if stats.shared_basis:
+      stats = stats.replace(basis=np.array(stats.basis))  # not the caller's
     all_stats, all_labels = [], []
     for row, user_id in enumerate(user_ids):
       live = mask[row]
@@ -233,6 +280,18 @@ class UserTable:
           f'statistics.{name} is {value.shape}; its leading axes must be those '
           f'of the labels, {shape}'
         )
+    found, num = _form(stats, 2), self._model.num_prototypes
+    if stats.delta is not None and found['delta'] != (num,):
+      raise InputError(
+        f'statistics.delta is {stats.delta.shape}, but the model has {num} '
+        'prototypes'
+      )
+    first = next(iter(self._stats.values()), None)
+    if first is not None and found != _form(first, 1):
+      raise InputError(
+        f'statistics of a comparison are {found}, but those in the table are '
+        f'{_form(first, 1)}: use one model for both'
+      )
     bad = mask & ~((label >= 0.0) & (label <= 1.0))
     if bad.any():
       row, column = np.argwhere(bad)[0]
@@ -278,10 +337,11 @@ class UserTable:
   def save(self, path: str | Path) -> None:
     """Writes an .npz, whole or not at all. Ids are JSON inside it."""
     path = Path(path)
-    ids = json.dumps(list(self._states))  # ASCII: lone surrogates survive
+    # Escapes would make one character of two lone surrogates.
+    ids = json.dumps(list(self._states), ensure_ascii=False)
     arrays = {
       'format': np.frombuffer(FORMAT.encode(), np.uint8),
-      'ids': np.frombuffer(ids.encode(), np.uint8),
+      'ids': np.frombuffer(ids.encode('utf-8', 'surrogatepass'), np.uint8),
       'method': np.frombuffer(self._method.encode(), np.uint8),
       'num_comparisons': np.array(
         [len(self._labels[i]) for i in self._states], np.int64
@@ -325,9 +385,11 @@ class UserTable:
         arrays = dict(file)
       if bytes(arrays['format']).decode() != FORMAT:
         raise ValueError(f'its format is not {FORMAT!r}')
-      ids = json.loads(bytes(arrays['ids']).decode())
+      ids = json.loads(bytes(arrays['ids']).decode('utf-8', 'surrogatepass'))
       method = bytes(arrays['method']).decode()
-      counts = arrays['num_comparisons']
+      counts = arrays['num_comparisons'].tolist()
+      if ids:
+        states, stats = _unpack(arrays, ids, counts)
     except FileNotFoundError as error:
       raise InputError(f'{path}: no such table of users') from error
     except Exception as error:  # whatever numpy, zip or json make of it
@@ -338,12 +400,6 @@ class UserTable:
     table = cls(model, variables, prior, method=method)
     if not ids:
       return table
-    states = UserState(
-      **{k[6:]: v for k, v in arrays.items() if k.startswith('state_')}
-    )
-    stats = Statistics(
-      *(arrays.get(f'stats_{name}') for name in ('delta', 'x', 'basis'))
-    )
     stranger = table._stranger
     for name, value in _leaves(stranger).items():
       found = getattr(states, name, None)
@@ -355,7 +411,7 @@ class UserTable:
         )
     start = 0
     for row, (user_id, count) in enumerate(zip(ids, counts, strict=True)):
-      piece = slice(start, start + int(count))
+      piece = slice(start, start + count)
       table._stats[user_id] = stats.map(lambda x, piece=piece: x[piece])
       table._labels[user_id] = arrays['label'][piece]
       table._states[user_id] = jax.tree.map(lambda x, row=row: x[row], states)
