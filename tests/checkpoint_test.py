@@ -96,6 +96,43 @@ def test_restoring_gives_back_every_bit(saved):
   checkpointer.close()
 
 
+def make_prior(step: int) -> dict[str, np.ndarray]:
+  rng = np.random.default_rng(step)
+  return {
+    'log_atoms': np.float32(rng.normal(size=(6, 3))),
+    'strength': np.float32(step),
+  }
+
+
+def test_the_prior_of_each_step_is_kept_with_its_summary(tmp_path):
+  checkpointer = Checkpointer(tmp_path / 'checkpoints')
+  for step in (1, 2):
+    checkpointer.save(make_state(step), 1.0, make_prior(step), {'atoms': step})
+  checkpointer.wait()
+  for step in (1, 2):
+    prior, summary = checkpointer.read_prior(step)
+    assert summary == {'atoms': step}
+    assert prior.keys() == make_prior(step).keys()
+    for name, value in make_prior(step).items():
+      np.testing.assert_array_equal(prior[name], value)
+      assert prior[name].dtype == value.dtype
+  checkpointer.close()
+
+
+def test_a_damaged_prior_damages_its_checkpoint(tmp_path):
+  """A state without the population that goes with it is not used."""
+  folder = tmp_path / 'checkpoints'
+  checkpointer = Checkpointer(folder)
+  for step in (1, 2):
+    checkpointer.save(make_state(step), 1.0, make_prior(step))
+  checkpointer.close()
+  shutil.rmtree(folder / '2' / 'prior')
+  shutil.copytree(folder / '1' / 'prior', folder / '2' / 'prior')
+  state, said, left = latest(folder)
+  assert_is_step(state, 1)
+  assert left == [1] and len(said) == 1 and 'step 2' in said[0]
+
+
 def test_the_latest_two_and_the_best_are_kept(tmp_path):
   folder = tmp_path / 'checkpoints'
   save_all(folder, {1: 0.9, 2: 0.3, 3: 0.8, 4: 0.7, 5: 0.6})

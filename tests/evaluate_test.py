@@ -10,8 +10,8 @@ import pytest
 
 from configs import simulation
 from pal_jax import data, models
-from pal_jax.adaptation import Prior, place, score
-from pal_jax.adaptation.adapt import STRENGTHS
+from pal_jax.adaptation import place, score
+from pal_jax.adaptation.prior import EVIDENCES, POOLINGS, STRENGTHS
 from pal_jax.data.dataset import SEEN_ITEMS, UNSEEN_ITEMS
 from pal_jax.evaluate import (
   RIDGES,
@@ -20,7 +20,7 @@ from pal_jax.evaluate import (
   evaluate_unseen,
   group_by_user,
   homogeneous_logits,
-  population_log_weights,
+  learn_prior,
   seen_log_weights,
   support_ranks,
 )
@@ -260,9 +260,26 @@ def test_the_strength_is_of_the_grid_with_its_curve(found):
 
 def test_the_diagnostics_say_what_was_solved(found):
   adaptation = found[0]['adaptation']
-  assert adaptation['solver'] == 'newton' and adaptation['convex']
+  assert adaptation['method'] == 'posterior' and adaptation['convex']
   assert adaptation['fits'] == 4 * 3 * V  # counts, resamples, users
   assert adaptation['not_converged'] == 0
+  assert adaptation['atoms'] == U + K + 1
+  assert 1 <= adaptation['effective_atoms'] <= adaptation['atoms']
+  assert adaptation['mass_bound'] <= 1e-3
+  curve = adaptation['belief_curve']
+  assert list(curve) == [f'{e:g}/{p:g}' for e in EVIDENCES for p in POOLINGS]
+  best = f'{adaptation["evidence"]:g}/{adaptation["pooling"]:g}'
+  assert min(curve, key=curve.get) == best
+
+
+def test_the_point_estimate_is_certified(planted):
+  config = planted.config.copy_and_resolve_references()
+  config.adaptation.method = 'map'
+  results, _ = dataclasses.replace(planted, config=config).evaluate()
+  adaptation = results['adaptation']
+  assert adaptation['method'] == 'map' and adaptation['convex']
+  assert adaptation['not_converged'] == 0
+  assert adaptation['max_iterations'] > 0
   assert 0 <= adaptation['largest_relative_gap'] <= 1e-5
   assert adaptation['mean_iterations'] <= adaptation['max_iterations']
 
@@ -312,13 +329,16 @@ def run_unseen(case, dataset=None):
   dataset = dataset or case.dataset
   model, variables = case.model, case.variables
   placed = place(model, variables, case.table)
-  seen = seen_log_weights(model, variables, placed, dataset)
-  population = population_log_weights(model, variables, seen)
-  prior = Prior(population, jnp.float32(0.3))
-  logits, _, _ = evaluate_unseen(
-    model, variables, placed, dataset, prior, case.config
+  # From the planted users, whatever users are adapted here.
+  prior, _ = learn_prior(
+    model, variables, placed, case.dataset, case.config.adaptation
   )
-  return logits, placed, population
+  config = case.config.copy_and_resolve_references()
+  config.adaptation.method = 'map'
+  logits, _, _ = evaluate_unseen(
+    model, variables, placed, dataset, prior, config
+  )
+  return logits, placed, prior.log_weights
 
 
 def test_n_of_zero_is_the_population(planted):
@@ -383,7 +403,7 @@ def test_unseen_users_and_test_pairs_choose_nothing(planted, found):
   )
   results, (other, _) = found[0], planted.evaluate(changed)
   assert other['adaptation']['strength'] == results['adaptation']['strength']
-  for key in ('strength_curve',):
+  for key in ('strength_curve', 'belief_curve', 'mass_bound'):
     assert other['adaptation'][key] == results['adaptation'][key]
   for key in ('homogeneous_ridge', 'homogeneous_gradient'):
     assert other['controls'][key] == results['controls'][key]
@@ -481,12 +501,13 @@ def test_latent_classes_of_seen_users_come_from_their_training_labels():
   np.testing.assert_array_equal(
     np.argmax(seen, -1), case.dataset.truth.group[:U]
   )
-  population = population_log_weights(case.model, case.variables, seen)
-  np.testing.assert_allclose(np.exp(population), 1 / K, atol=1e-6)
   results, _ = case.evaluate()
+  # The masses of the classes, as the seen users hold them.
+  np.testing.assert_allclose(results['population'], 1 / K, atol=0.1)
   assert results['seen']['accuracy'] == 1.0
   assert results['ari'] == 1.0
-  assert results['adaptation']['solver'] == 'closed form'
+  assert results['adaptation']['method'] == 'posterior'
+  assert results['adaptation']['atoms'] == K
   assert results['adaptation']['strength_curve'] == {}
   assert results['unseen']['10']['accuracy'] > 0.95
 

@@ -86,6 +86,8 @@ def train(case: str, mode: str, num_devices: int) -> dict:
   train_config = base.train()
   train_config.batching = 'users'
   train_config.bound_weight, train_config.bound_radius = 0.1, 0.5
+  # Under pmap each device would draw its own examples.
+  train_config.population_rate = 0.0
   axis = parallel.axis_name(mode)
   model = models.create(
     config, num_users=NUM_USERS, feature_width=FEATURES, axis_name=axis

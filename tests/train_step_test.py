@@ -33,7 +33,13 @@ NUM_USERS, WIDTH, NUM_ITEMS = 4, 3, 12
 KEY = jax.random.key(0)
 
 
-def make(loss='logistic', bound=(0.0, 4.0), num_users=NUM_USERS, **fields):
+def make(
+  loss='logistic',
+  bound=(0.0, 4.0),
+  num_users=NUM_USERS,
+  population_rate=0.0,
+  **fields,
+):
   """(model, objective) of a small variant."""
   config = base.model()
   config.update(
@@ -50,6 +56,7 @@ def make(loss='logistic', bound=(0.0, 4.0), num_users=NUM_USERS, **fields):
   train = base.train()
   train.loss, train.batching = loss, 'users'
   train.bound_weight, train.bound_radius = bound
+  train.population_rate = population_rate
   model = models.create(
     config, num_users=num_users, feature_width=TABLE.items.shape[-1]
   )
@@ -654,3 +661,64 @@ def test_every_variant_trains_above_chance(fields):
   assert accuracy > 0.7
   for leaf in jax.tree.leaves((state.params, state.model_state)):
     assert np.isfinite(leaf).all()
+
+
+# The population stands in for some users.
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [{}, {'membership': 'partition'}, COMPARISON_LEVEL, {'name': 'pal_b'}],
+  ids=['convex', 'partition', 'mixture', 'pal_b'],
+)
+def test_anonymous_examples_are_scored_as_a_new_user_is(fields):
+  """By the rule of adaptation, at the mean of the users' weights."""
+  model, _ = make(**fields)
+  params = initial_state(model).params
+  batch = make_batch(USERS)
+  who = np.arange(len(USERS)) % 2 == 0
+
+  def run(**kwargs):
+    return steps.apply_model(model, params, {}, batch, TABLE, **kwargs).logit
+
+  mean = np.mean(jax.nn.softmax(params['user_logits'], -1), axis=0)
+  rows = jnp.broadcast_to(jnp.log(mean), (len(USERS), 2))
+  x = model.apply({'params': params}, TABLE.items[batch.items], method='embed')
+  basis = model.apply(
+    {'params': params}, TABLE.prompts[batch.prompt], method='basis'
+  )
+  expected = model.apply(
+    {'params': params}, rows, x, basis, model.adaptation_rule, method='logits'
+  )
+  kwargs = {'train': True, 'rngs': {'gumbel': KEY}}
+  found = run(anonymous=jnp.asarray(who), **kwargs)
+  np.testing.assert_allclose(found[who], expected[who], rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(
+    found[~who], run(**kwargs)[~who], rtol=1e-5, atol=1e-6
+  )
+
+
+def test_anonymous_examples_teach_the_network_and_no_user():
+  model, objective = make(population_rate=0.999999)
+  state = initial_state(model)
+  gradients, metrics, _ = gradient_step(model, objective)(
+    state, make_batch(USERS)
+  )
+  np.testing.assert_array_equal(gradients['user_logits'], 0.0)
+  assert float(jnp.abs(gradients['prototypes']).max()) > 1e-3
+  # Accuracy is that of users as themselves: here nobody was.
+  assert float(metrics.decided) == 0 and float(metrics.count) == len(USERS)
+
+
+def test_about_the_given_share_is_anonymous():
+  model, objective = make(population_rate=0.25)
+  state = initial_state(model)
+  batch = make_batch([0, 1, 2, 3] * 100)
+  _, metrics, _ = gradient_step(model, objective)(state, batch)
+  assert 0.65 < float(metrics.decided) / 400 < 0.85
+
+
+@pytest.mark.parametrize('rate', [-0.1, 1.0])
+def test_a_share_out_of_range_is_refused(rate):
+  with pytest.raises(InputError, match='population_rate'):
+    make(population_rate=rate)
