@@ -36,8 +36,9 @@ MAX_USERS = 4096  # users that they are chosen on
 # Share of the prior that is spread evenly over the atoms: people that no seen
 # user resembled stay possible.
 SPREAD = 0.1
-# Log-weights of an atom at a vertex stay finite.
-MIN_LOG_ATOM = -30.0
+# Log-weights of an atom at a vertex: finite, and so low that an answer which
+# its class does not explain is not explained by the others' shares.
+MIN_LOG_ATOM = -1000.0
 
 
 @flax.struct.dataclass

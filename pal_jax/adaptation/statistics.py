@@ -214,11 +214,24 @@ def _mixture_atoms(log_weights, delta):
   if log_weights.shape[0] == 1:
     return mixture_logit(log_weights[0], delta)[..., None]
   weights = jnp.exp(log_weights).T
-  # Sums of likelihoods as a matrix product. What underflows is a likelihood
-  # below 1e-37 under every prototype the atom has.
-  first = jax.nn.sigmoid(delta) @ weights
-  second = jax.nn.sigmoid(-delta) @ weights
-  return jnp.log(jnp.maximum(first, TINY)) - jnp.log(jnp.maximum(second, TINY))
+
+  def log_likelihood(z):
+    # Sums of likelihoods as a matrix product, which underflows where every
+    # prototype that the atom has is 1e-37 times less likely than the one that
+    # explains the answer best. There the largest term stands for the sum; at
+    # a vertex it is the sum.
+    each = jax.nn.log_sigmoid(z)
+    best = jnp.max(each, axis=-1, keepdims=True)
+    total = jnp.exp(each - best) @ weights
+    terms = [
+      each[..., k, None] + log_weights[:, k] for k in range(each.shape[-1])
+    ]
+    largest = functools.reduce(jnp.maximum, terms)
+    return jnp.where(
+      total > TINY, best + jnp.log(jnp.maximum(total, TINY)), largest
+    )
+
+  return log_likelihood(delta) - log_likelihood(-delta)
 
 
 @functools.partial(jax.jit, static_argnames=('model', 'rule'))

@@ -6,44 +6,42 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.optimize import brentq, minimize
+from scipy.optimize import brentq
 from scipy.special import expit, logsumexp, softmax
 
-from pal_jax.adaptation.solver import fit_weights
-from pal_jax.mixtures import mixture_logit
+from pal_jax.adaptation import Statistics, fit_users, fit_weights
+from pal_jax.adaptation.solver import CHUNK
+from pal_jax.models.pal_a import PalA
+from tests.adaptation.oracle import DeltaProblem, log_weights_64
 
 # One shape for nearly all problems, so that little is compiled.
 COUNT = 40  # users
 NUM = 50  # comparisons of a user, some of them padding
 TOLERANCE = 1e-5
+RULES = ['convex', 'mixture']
 
 
-def linear(log_w, delta):
-  return delta @ jnp.exp(log_w)
+@functools.partial(jax.jit, static_argnames=('rule', 'tolerance', 'chunk'))
+def _solve(problems, rule, max_iterations, tolerance, chunk):
+  """`fit_users`, compiled once for all numbers of iterations."""
+  delta, *rest = problems
+  # It only says that logits are linear.
+  model = PalA(num_users=1, num_prototypes=delta.shape[-1], point='Pw')
+  return fit_users.__wrapped__(
+    model,
+    None,
+    rule,
+    Statistics(delta, None, None),
+    *rest,
+    max_iterations=max_iterations,
+    tolerance=tolerance,
+    chunk=chunk,
+  )
 
 
-LOGITS = {'linear': linear, 'mixture': mixture_logit}
-
-
-@functools.partial(jax.jit, static_argnames='rule')
-def _solve(delta, label, mask, log_prior, strength, rule, max_iterations):
-  def one(delta, label, mask, log_prior, strength):
-    return fit_weights(
-      lambda log_w: LOGITS[rule](log_w, delta),
-      label,
-      mask,
-      log_prior,
-      strength,
-      max_iterations=max_iterations,
-      tolerance=TOLERANCE,
-    )
-
-  return jax.vmap(one)(delta, label, mask, log_prior, strength)
-
-
-def solve(problems, rule='linear', max_iterations=500):
+def solve(problems, rule='convex', max_iterations=500, chunk=CHUNK):
   return jax.tree.map(
-    np.asarray, _solve(*problems, rule=rule, max_iterations=max_iterations)
+    np.asarray, _solve(problems, rule, max_iterations, TOLERANCE, chunk)
   )
 
 
@@ -78,83 +76,6 @@ def one_of(problems, i):
   return delta[live], label[live], log_prior, strength
 
 
-class Reference:
-  """F, its gradient in w and its minimum, in float64."""
-
-  def __init__(self, problem, rule):
-    self.delta, self.label, self.log_prior, self.strength = problem
-    self.rule = rule
-
-  def logits(self, log_w):
-    if self.rule == 'linear':
-      return self.delta @ np.exp(log_w)
-    positive = log_w - np.logaddexp(0, -self.delta)
-    negative = log_w - np.logaddexp(0, self.delta)
-    return logsumexp(positive, -1) - logsumexp(negative, -1)
-
-  def jacobian(self, log_w):
-    """d logits / d w, [N, K]."""
-    if self.rule == 'linear':
-      return self.delta
-    # d log(p / (1 - p)) = dp / p - d(1 - p) / (1 - p).
-    p = -np.logaddexp(0, -self.delta)
-    q = -np.logaddexp(0, self.delta)
-    log_p = logsumexp(log_w + p, -1, keepdims=True)
-    log_q = logsumexp(log_w + q, -1, keepdims=True)
-    return np.exp(p - log_p) - np.exp(q - log_q)
-
-  def value(self, log_w):
-    z = self.logits(log_w)
-    loss = np.logaddexp(0, -z) * self.label
-    loss = loss + np.logaddexp(0, z) * (1 - self.label)
-    return loss.sum() + self.strength * np.sum(
-      np.exp(log_w) * (log_w - self.log_prior)
-    )
-
-  def gradient(self, log_w):
-    """Of the likelihood alone, [K]."""
-    return (expit(self.logits(log_w)) - self.label) @ self.jacobian(log_w)
-
-  def gap(self, log_w):
-    """A bound on value - minimum, whatever the optimiser did."""
-    target = self.log_prior - self.gradient(log_w) / self.strength
-    target = target - logsumexp(target)
-    return self.strength * np.sum(np.exp(log_w) * (log_w - target))
-
-  def minimum(self):
-    """The lower of two runs of SLSQP over weights on the simplex."""
-
-    def both(w):
-      log_w = np.log(w)
-      slope = self.strength * (log_w - self.log_prior + 1)
-      return self.value(log_w), self.gradient(log_w) + slope
-
-    size = self.log_prior.size
-    starts = np.exp(self.log_prior), np.full(size, 1 / size)
-    found = [
-      minimize(
-        both,
-        start,
-        jac=True,
-        method='SLSQP',
-        bounds=[(1e-12, 1.0)] * size,
-        constraints={
-          'type': 'eq',
-          'fun': lambda w: np.sum(w) - 1,
-          'jac': np.ones_like,
-        },
-        options={'ftol': 1e-12, 'maxiter': 200},
-      ).x
-      for start in starts
-    ]
-    return min(self.value(np.log(w / w.sum())) for w in found)
-
-
-def log_weights_64(users, i):
-  log_w = users.log_weights[i].astype(float)
-  return log_w - logsumexp(log_w)
-
-
 def weights(users):
   return np.exp(users.log_weights)
 
@@ -164,35 +85,67 @@ def weights(users):
 
 @pytest.mark.parametrize(
   'num_weights, rule',
-  [
-    (1, 'linear'),
-    (2, 'linear'),
-    (4, 'linear'),
-    (8, 'linear'),
-    (4, 'mixture'),
-    (8, 'mixture'),
-  ],
+  [(1, 'convex'), (2, 'convex'), (4, 'convex'), (8, 'convex'), (4, 'mixture')],
 )
 def test_the_minimum_is_that_of_a_float64_reference(num_weights, rule):
   problems = random_problems(0, num_weights)
   users = solve(problems, rule)
   assert np.all(users.converged)
+  assert users.iterations.max() < 60 and users.iterations.mean() < 15
   np.testing.assert_allclose(weights(users).sum(-1), 1.0, atol=1e-5)
-  for i in range(0, COUNT, 2):
-    reference = Reference(one_of(problems, i), rule)
-    value = reference.value(log_weights_64(users, i))
+  for i in range(COUNT):
+    reference = DeltaProblem(*one_of(problems, i), rule)
+    log_w = log_weights_64(users, i)
+    value = reference.value(log_w)
     scale = max(1.0, value)
-    assert value <= reference.minimum() + 2 * TOLERANCE * scale
-    # This needs no optimiser to be right.
-    assert reference.gap(log_weights_64(users, i)) <= 2 * TOLERANCE * scale
     np.testing.assert_allclose(users.objective[i], value, rtol=5e-6, atol=5e-6)
+    # This needs no optimiser to be right.
+    gap = reference.gap(log_w)
+    assert gap <= 2 * TOLERANCE * scale
+    # Float32 gradients of logits of 100 are good to about 1e-4.
+    np.testing.assert_allclose(users.gap[i], gap, rtol=0.2, atol=3e-6 * scale)
+    if i % 4 == 0:
+      assert value <= reference.minimum() + 2 * TOLERANCE * scale
 
 
-@pytest.mark.parametrize('rule', ['linear', 'mixture'])
+@pytest.mark.parametrize('rule', RULES)
+def test_the_residual_is_the_gradient_within_the_simplex(rule):
+  problems = random_problems(2, high=10.0)
+  for iterations in (1, 3, 500):
+    users = solve(problems, rule, iterations)
+    for i in range(0, COUNT, 4):
+      reference = DeltaProblem(*one_of(problems, i), rule)
+      log_w = log_weights_64(users, i)
+      slope = reference.gradient(log_w)
+      scale = max(1.0, np.abs(slope).max())
+      slope = slope + reference.strength * (log_w - reference.log_prior)
+      slope = slope - np.exp(log_w) @ slope
+      slope = np.where(log_w < -59, np.maximum(-slope, 0), np.abs(slope))
+      np.testing.assert_allclose(
+        users.residual[i], slope.max(), rtol=1e-3, atol=1e-4 * scale
+      )
+
+
+def test_one_user_by_any_logits_is_one_of_many():
+  problems = random_problems(19, high=10.0)
+
+  @jax.jit
+  @jax.vmap
+  def fit(delta, label, mask, log_prior, strength):
+    return fit_weights(
+      lambda log_w: delta @ jnp.exp(log_w), label, mask, log_prior, strength
+    )
+
+  one = fit(*problems)
+  assert np.all(one.converged) and one.log_belief is None
+  assert_same_users(one, solve(problems))
+
+
+@pytest.mark.parametrize('rule', RULES)
 def test_the_gap_bounds_the_distance_to_the_minimum_at_every_iteration(rule):
   problems = random_problems(1, high=20.0)
   rows = range(0, COUNT, 4)
-  references = {i: Reference(one_of(problems, i), rule) for i in rows}
+  references = {i: DeltaProblem(*one_of(problems, i), rule) for i in rows}
 
   def values(users):
     return {i: r.value(log_weights_64(users, i)) for i, r in references.items()}
@@ -210,13 +163,13 @@ def test_the_gap_bounds_the_distance_to_the_minimum_at_every_iteration(rule):
   assert largest > 0.1
 
 
-@pytest.mark.parametrize('num_weights', [2, 8])
+@pytest.mark.parametrize('num_weights', [2, 4, 8])
 def test_large_logits_converge(num_weights):
   """Full Newton steps, or the noisiest step near the optimum, do not."""
   for seed in range(100, 110):
     users = solve(random_problems(seed, num_weights, low=10.0, high=100.0))
     assert np.all(users.converged)
-    assert users.iterations.max() < 100
+    assert users.iterations.max() < 60
 
 
 def test_one_comparison_of_two_prototypes_is_the_root_of_an_equation():
@@ -249,7 +202,7 @@ def test_one_comparison_of_two_prototypes_is_the_root_of_an_equation():
     root = brentq(stationarity, -1e5, 1e5, xtol=1e-13)
     np.testing.assert_allclose(weights(users)[i, 0], expit(root), atol=5e-3)
     log_w = np.array([-np.logaddexp(0, -root), -np.logaddexp(0, root)])
-    lowest = Reference(one_of(problems, i), 'linear').value(log_w)
+    lowest = DeltaProblem(*one_of(problems, i), 'convex').value(log_w)
     np.testing.assert_allclose(users.objective[i], lowest, atol=2e-5)
 
 
@@ -307,7 +260,7 @@ def test_twice_the_data_at_twice_the_strength_is_the_same_user():
   )
 
 
-@pytest.mark.parametrize('rule', ['linear', 'mixture'])
+@pytest.mark.parametrize('rule', RULES)
 def test_logits_of_a_thousand_stay_finite(rule):
   delta, label, mask, log_prior, strength = random_problems(5)
   delta = 1000 * np.sign(delta)
@@ -319,7 +272,7 @@ def test_logits_of_a_thousand_stay_finite(rule):
 # The ends.
 
 
-@pytest.mark.parametrize('rule', ['linear', 'mixture'])
+@pytest.mark.parametrize('rule', RULES)
 @pytest.mark.parametrize('max_iterations', [0, 500])
 def test_without_comparisons_the_prior_comes_back_in_no_iteration(
   rule, max_iterations
@@ -386,45 +339,7 @@ def assert_same_users(a, b, atol=2e-3):
   np.testing.assert_allclose(a.objective, b.objective, rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize('garbage', [0.0, 1e6, np.inf, np.nan])
-@pytest.mark.parametrize('rule', ['linear', 'mixture'])
-def test_what_is_masked_changes_nothing(rule, garbage):
-  delta, label, mask, log_prior, strength = random_problems(10, high=5.0)
-  clean = solve((delta, label, mask, log_prior, strength), rule)
-  dirty = np.where(mask[..., None], delta, np.float32(garbage))
-  flipped = np.where(mask, label, 1 - label)
-  other = solve((dirty, flipped, mask, log_prior, strength), rule)
-  jax.tree.map(np.testing.assert_array_equal, clean, other)
-
-
-def test_padding_changes_nothing():
-  delta, label, mask, log_prior, strength = random_problems(11, high=5.0)
-  mask = mask & (np.arange(NUM) < 12)
-  padded = solve((delta, label, mask, log_prior, strength))
-  delta, label, mask = delta[:, :12], label[:, :12], mask[:, :12]
-  assert_same_users(solve((delta, label, mask, log_prior, strength)), padded)
-
-
-def test_the_order_of_comparisons_does_not_matter():
-  delta, label, mask, log_prior, strength = random_problems(12, high=5.0)
-  users = solve((delta, label, mask, log_prior, strength))
-  order = np.random.default_rng(0).permutation(NUM)
-  other = solve(
-    (delta[:, order], label[:, order], mask[:, order], log_prior, strength)
-  )
-  assert_same_users(users, other)
-
-
-def test_relabelling_prototypes_relabels_weights():
-  delta, label, mask, log_prior, strength = random_problems(13, high=5.0)
-  users = solve((delta, label, mask, log_prior, strength))
-  order = np.array([2, 0, 3, 1])
-  other = solve((delta[..., order], label, mask, log_prior[:, order], strength))
-  users = users.replace(log_weights=users.log_weights[:, order])
-  assert_same_users(users, other)
-
-
-@pytest.mark.parametrize('rule', ['linear', 'mixture'])
+@pytest.mark.parametrize('rule', RULES)
 def test_swapping_candidates_and_answers_changes_nothing(rule):
   delta, label, mask, log_prior, strength = random_problems(14, high=5.0)
   users = solve((delta, label, mask, log_prior, strength), rule)
@@ -432,16 +347,15 @@ def test_swapping_candidates_and_answers_changes_nothing(rule):
   assert_same_users(users, other)
 
 
-def test_users_fitted_together_are_those_fitted_one_at_a_time():
+def test_chunks_of_users_are_fitted_like_all_of_them():
+  """The last chunk is short, and the slowest user of each decides."""
   problems = random_problems(15, high=30.0)
   together = solve(problems)
   assert len(np.unique(together.iterations)) > 3
-  for i in range(0, COUNT, 8):
-    alone = solve(tuple(x[i : i + 1] for x in problems))
-    assert_same_users(
-      alone, jax.tree.map(lambda x, i=i: x[i : i + 1], together)
-    )
-    assert alone.converged[0] == together.converged[i]
+  chunks = solve(problems, chunk=16)
+  assert chunks.log_weights.shape == (COUNT, 4)
+  assert_same_users(chunks, together)
+  np.testing.assert_array_equal(chunks.converged, together.converged)
 
 
 # Honesty.
