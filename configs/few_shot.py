@@ -27,7 +27,8 @@ def get_config(which: str = 'partition'):
     config.data.stances = 'own'
   if which == 'mixture':
     config.data.mixture = 1.0
-  config.data.num_unseen_users = 200
+  # A difference of one point in accuracy at n = 0 takes this many to exclude.
+  config.data.num_unseen_users = 400
   config.data.unseen_support = 100
   config.data.unseen_query = 100
   config.evaluation.resamples = 20

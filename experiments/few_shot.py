@@ -56,6 +56,7 @@ TITLES = {
   'homogeneous': 'homogeneous (K = 1)',
   'bradley_terry': 'homogeneous (linear Bradley-Terry)',
 }
+PREVIOUS = 'previous n'
 STYLES = dict(
   zip(TITLES, ('C0o-', 'C2s-', 'C1^-', 'C3v-', 'C7:', 'k--', 'k:'), strict=True)
 )
@@ -227,26 +228,29 @@ def run_setting(which: str, num_seeds: int):
 
 
 def compare(which, users, counts) -> list[dict]:
-  """Paired differences of the posterior to every other method."""
+  """Paired differences of the posterior to every other method at the same n,
+  and to itself at the n before."""
+  pairs = [(n, m, (m, n)) for n in counts for m in TITLES if m != 'posterior']
+  pairs += [
+    (n, PREVIOUS, ('posterior', before))
+    for before, n in zip(counts, counts[1:], strict=False)
+  ]
   out = []
-  for n in counts:
-    for other in TITLES:
-      if other == 'posterior':
-        continue
-      for metric in ('accuracy', 'nll'):
-        gap = users['posterior', n][metric] - users[other, n][metric]
-        low, high = bootstrap_interval(gap)
-        out.append(
-          {
-            'setting': which,
-            'n': n,
-            'metric': metric,
-            'minus': other,
-            'mean': float(gap.mean()),
-            'low': low,
-            'high': high,
-          }
-        )
+  for n, name, other in pairs:
+    for metric in ('accuracy', 'nll'):
+      gap = users['posterior', n][metric] - users[other][metric]
+      low, high = bootstrap_interval(gap)
+      out.append(
+        {
+          'setting': which,
+          'n': n,
+          'metric': metric,
+          'minus': name,
+          'mean': float(gap.mean()),
+          'low': low,
+          'high': high,
+        }
+      )
   return out
 
 
@@ -297,7 +301,7 @@ def _difference_table(comparisons, counts) -> str:
     '| minus | metric | ' + ' | '.join(f'n = {n}' for n in counts) + ' |',
     '|---|---|' + '---|' * len(counts),
   ]
-  for other, title in TITLES.items():
+  for other, title in {**TITLES, PREVIOUS: 'posterior at the n before'}.items():
     for metric in ('accuracy', 'nll'):
       here = {
         c['n']: c
@@ -308,6 +312,8 @@ def _difference_table(comparisons, counts) -> str:
         cells = [
           f'{here[n]["mean"]:+.3f} [{here[n]["low"]:+.3f}, '
           f'{here[n]["high"]:+.3f}]'
+          if n in here
+          else ''
           for n in counts
         ]
         lines.append(f'| {title} | {metric} | ' + ' | '.join(cells) + ' |')

@@ -78,7 +78,7 @@ def experiment():
 
 
 def train(experiment, workdir, say=lambda line: None):
-  state, speed = training.train(experiment, workdir, progress=False, say=say)
+  state, _, speed = training.train(experiment, workdir, progress=False, say=say)
   return parallel.fetch(state), speed
 
 
@@ -120,8 +120,8 @@ def interrupt_after_saving(monkeypatch, step):
   """The checkpoint of `step` is on disk, and nothing after it happens."""
   save = training.Checkpointer.save
 
-  def save_and_die(self, state, nll):
-    save(self, state, nll)
+  def save_and_die(self, state, nll, *learned):
+    save(self, state, nll, *learned)
     if int(state.step) == step:
       self.wait()
       raise Killed

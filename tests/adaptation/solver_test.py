@@ -14,6 +14,7 @@ from pal_jax.adaptation.solver import CHUNK
 from pal_jax.models.pal_a import PalA
 from tests.adaptation.oracle import DeltaProblem, log_weights_64
 
+AS_COMPILED = True  # rounding is what these tests are about
 # One shape for nearly all problems, so that little is compiled.
 COUNT = 40  # users
 NUM = 50  # comparisons of a user, some of them padding

@@ -25,7 +25,6 @@ from pal_jax.models.pal_b import PalB
 from tests.adaptation import oracle
 from tests.adaptation.oracle import K, N, P, U, pal_a, pal_b
 
-pytestmark = pytest.mark.usefixtures('quick_compilation')
 LINEAR = {'squared_distance', 'inner_product'}
 ATOMS = 5
 

@@ -1,0 +1,34 @@
+"""Compiles less: most of the tests' time is XLA's."""
+
+import os
+
+import jax
+import pytest
+
+
+@pytest.fixture(scope='session', autouse=True)
+def compilation_cache(tmp_path_factory):
+  """Kept for the session's workers and the processes that tests start."""
+  # Workers' folders stand side by side in the session's.
+  folder = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:
+    folder = folder.parent
+  settings = {
+    'jax_compilation_cache_dir': str(folder / 'compiled'),
+    'jax_persistent_cache_min_compile_time_secs': 0.0,
+    'jax_persistent_cache_min_entry_size_bytes': -1,
+  }
+  for name, value in settings.items():
+    os.environ[name.upper()] = str(value)
+    jax.config.update(name, value)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick_compilation(request):
+  """Without most optimisations, for programs that run for a millisecond.
+
+  A module that says AS_COMPILED = True has all of them, as users do; so have
+  the processes that tests start.
+  """
+  full = getattr(request.module, 'AS_COMPILED', False)
+  jax.config.update('jax_disable_most_optimizations', not full)
