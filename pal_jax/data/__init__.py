@@ -1,7 +1,9 @@
 """Datasets. `create(config.data)` gives a `Dataset`, numpy in and out."""
 
+from pal_jax.data.convarg import create_convarg
 from pal_jax.data.dataset import SEEN_ITEMS, UNSEEN_ITEMS, Dataset, Truth
 from pal_jax.data.persona import create_persona
+from pal_jax.data.polis import create_polis
 from pal_jax.data.simulation import create_neural_process, create_simulation
 from pal_jax.errors import InputError
 
@@ -9,6 +11,8 @@ DATASETS = {
   'persona': create_persona,
   'simulation': create_simulation,
   'neural_process': create_neural_process,
+  'polis': create_polis,
+  'convarg': create_convarg,
 }
 
 __all__ = ['DATASETS', 'SEEN_ITEMS', 'UNSEEN_ITEMS', 'Dataset', 'Truth']

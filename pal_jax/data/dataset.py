@@ -1,6 +1,8 @@
 """What every dataset gives: users, items, splits and comparisons, in numpy."""
 
 import dataclasses
+import hashlib
+import json
 
 import numpy as np
 
@@ -116,3 +118,50 @@ def check_dataset(dataset: Dataset) -> Dataset:
         '(0 train, 1 validation, 2 test)'
       )
   return dataset
+
+
+def fingerprint(dataset: Dataset) -> dict[str, str]:
+  """Short hashes of what results depend on, to tell datasets apart.
+
+  Returns:
+    16 hex digits each of SHA-256: 'users' (ids, seen and unseen), 'items'
+    (texts, prompts and their split), 'comparisons' (all sets).
+  """
+  sets = {
+    'train': dataset.train,
+    'validation': dataset.validation,
+    'support': dataset.support,
+    **{f'seen {where}': c for where, c in sorted(dataset.seen.items())},
+    **{f'unseen {where}': c for where, c in sorted(dataset.unseen.items())},
+  }
+  # Fields in a fixed order and of fixed types: the same on every platform.
+  comparisons = {
+    name: [
+      list(c.shape),
+      *(
+        np.asarray(array, dtype).tobytes().hex()
+        for array, dtype in (
+          (c.user, '<i4'),
+          (c.prompt, '<i4'),
+          (c.items, '<i4'),
+          (c.label, '<f4'),
+          (c.weight, '<f4'),
+          (c.mask, '|b1'),
+        )
+      ),
+    ]
+    for name, c in sets.items()
+  }
+  parts = {
+    'users': [dataset.user_ids, dataset.unseen_user_ids],
+    'items': [
+      dataset.item_names,
+      dataset.prompt_names,
+      dataset.item_split.tolist(),
+    ],
+    'comparisons': comparisons,
+  }
+  return {
+    name: hashlib.sha256(json.dumps(part).encode()).hexdigest()[:16]
+    for name, part in parts.items()
+  }
