@@ -20,6 +20,7 @@ def fit_bradley_terry(
   ridge: float,
   max_iterations: int = 50,
   tolerance: float = 1e-5,
+  start: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
   """Minimises sum_j w_j loss(v . d_j, y_j) + ridge / 2 ||v||^2.
 
@@ -30,6 +31,7 @@ def fit_bradley_terry(
     ridge: > 0, which keeps separable data finite.
     max_iterations: of damped Newton steps.
     tolerance: of the gradient's norm, relative to that at 0.
+    start: [D] v to begin with; 0 if not given.
 
   Returns:
     v [D], and the norm of the gradient relative to that at 0.
@@ -41,8 +43,9 @@ def fit_bradley_terry(
 
   gradient_of = jax.grad(objective)
 
-  start = jnp.zeros(difference.shape[-1], difference.dtype)
-  scale = jnp.maximum(jnp.linalg.norm(gradient_of(start)), 1e-12)
+  zero = jnp.zeros(difference.shape[-1], difference.dtype)
+  start = zero if start is None else start
+  scale = jnp.maximum(jnp.linalg.norm(gradient_of(zero)), 1e-12)
   sizes = 0.5 ** jnp.arange(8, dtype=difference.dtype)
 
   def body(carry):

@@ -1,0 +1,137 @@
+"""`rfm`: learned reward features, free weights a user."""
+
+import dataclasses
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from pal_jax.losses import logistic
+from pal_jax.methods.base import Method, Pairs, Task, flat_rows, gather
+from pal_jax.methods.homogeneous import fit_linear
+from pal_jax.methods.newton import choose_scale, fit_gaussian
+from pal_jax.methods.per_user import SCALES as USER_SCALES
+from pal_jax.methods.training import minimise
+
+SCALES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+
+
+@flax.struct.dataclass
+class Features:
+  net: dict
+  mean: jax.Array  # [P] of the seen users' weights
+  scale: jax.Array  # () of their deviations
+  seen: jax.Array  # [U, P]
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardFeatures(Method):
+  """r_i(h) = <phi(h), w_i>, w_i free with an l2 penalty.
+
+  Barreto et al. 2025 (arXiv 2503.17338): phi and the weights of seen users are
+  trained jointly; a new user's weights are a regularised logistic regression
+  with phi frozen, here with the variance of maximal marginal likelihood.
+  `svd` starts phi from the leading singular directions of linear rewards
+  fitted to each user (PReF, Shenfeld et al. 2025, arXiv 2503.06358); it needs
+  a linear phi.
+  """
+
+  num_features: int = 8
+  hidden: int = 0  # 0: phi is linear
+  svd: bool = False
+  learning_rate: float = 1e-3
+  weight_decay: float = 1e-2  # of phi
+  l2: float = 1e-3  # of w, per comparison
+  batch_size: int = 256
+  num_steps: int = 2000
+
+  def _phi(self):
+    layers = [nn.Dense(self.hidden), nn.gelu] if self.hidden else []
+    return nn.Sequential([*layers, nn.Dense(self.num_features, use_bias=False)])
+
+  def fit(self, task: Task, key: jax.Array) -> Features:
+    init_key, weight_key, key = jax.random.split(key, 3)
+    phi = self._phi()
+    size = self.num_features
+    # With a column of ones everybody starts as one score.
+    weights = 0.1 * jax.random.normal(weight_key, (task.num_users, size))
+    params = {
+      'net': phi.init(init_key, task.table.items[:1]),
+      'w': weights.at[:, 0].add(1.0),
+    }
+    if self.svd and not self.hidden:
+      kernel, params['w'] = _spectral_start(task, size)
+      params['net'] = {'params': {'layers_0': {'kernel': kernel}}}
+    rows, check = flat_rows(task.train), flat_rows(task.validation)
+
+    def losses(params, comparisons):
+      pairs = gather(task.table, comparisons)
+      f = phi.apply(params['net'], pairs.items)
+      w = params['w'][comparisons.user]
+      z = jnp.sum((f[:, 0] - f[:, 1]) * w, -1)
+      return logistic(z, pairs.label), w
+
+    def loss(params, batch, key, progress):
+      del key, progress
+      each, w = losses(params, batch)
+      return jnp.mean(each + self.l2 * jnp.sum(jnp.square(w), -1))
+
+    def sample(key):
+      return rows[
+        jax.random.randint(key, (self.batch_size,), 0, rows.label.shape[0])
+      ]
+
+    found, _, _ = minimise(
+      loss,
+      params,
+      sample,
+      lambda params: jnp.mean(losses(params, check)[0]),
+      optimizer=optax.adamw(
+        self.learning_rate,
+        weight_decay=self.weight_decay,
+        mask={'net': True, 'w': False},
+      ),
+      num_steps=self.num_steps,
+      check_every=100,
+      key=key,
+    )
+    mean = found['w'].mean(0)
+    # On validation items: on training items phi has already adapted to w.
+    pairs = gather(task.table, task.validation)
+    f = phi.apply(found['net'], pairs.items)
+    x = jnp.where(pairs.mask[..., None], f[..., 0, :] - f[..., 1, :], 0.0)
+    scale, _ = choose_scale(x, x @ mean, pairs.label, pairs.mask, SCALES)
+    return Features(found['net'], mean, jnp.float32(scale), found['w'])
+
+  def adapt(self, parameters: Features, support: Pairs) -> jax.Array:
+    f = self._phi().apply(parameters.net, support.items)
+    x = f[:, 0] - f[:, 1]
+    fit = fit_gaussian(
+      x, x @ parameters.mean, support.label, support.mask, parameters.scale
+    )
+    return parameters.mean + fit.v
+
+  def logit(self, parameters: Features, state, prompt, a, b):
+    del prompt
+    f = self._phi().apply(parameters.net, jnp.stack([a, b]))
+    return (f[0] - f[1]) @ state
+
+  def seen_states(self, parameters: Features, task: Task) -> jax.Array:
+    del task
+    return parameters.seen
+
+
+def _spectral_start(task: Task, size: int):
+  """phi [D, P] and w [U, P] of the best rank-P fit to users' linear rewards."""
+  v = fit_linear(task)
+  pairs = gather(task.table, task.train)
+  args = pairs.difference, pairs.difference @ v, pairs.label, pairs.mask
+  scale, _ = choose_scale(*args, USER_SCALES)
+  rewards = v + jax.lax.map(
+    lambda x: fit_gaussian(*x, scale).v, args, batch_size=64
+  )
+  left, values, right = jnp.linalg.svd(rewards, full_matrices=False)
+  root = jnp.sqrt(values[:size])
+  return right[:size].T * root, left[:, :size] * root
