@@ -100,15 +100,21 @@ def learn_prior(
   )
 
 
-def support_ranks(
-  shape: tuple[int, int], resamples: int, seed: int
-) -> np.ndarray:
+def labels(comparisons: Comparisons) -> np.ndarray:
+  """What `metrics` measures against: NaN for padding."""
+  return np.where(comparisons.mask, comparisons.label, np.nan)
+
+
+def support_ranks(mask: np.ndarray, resamples: int, seed: int) -> np.ndarray:
   """Random orders of each user's support, [R, V, N]: a rank below n is in.
 
-  Shared by everything that is compared, and nested in n.
+  Shared by everything that is compared, and nested in n. Padding of `mask`
+  [V, N] comes last.
   """
   rng = np.random.default_rng([seed, 1])
-  return np.argsort(rng.random((resamples, *shape)), axis=-1)
+  rank = np.argsort(rng.random((resamples, *mask.shape)), axis=-1)
+  last = np.where(mask, rank, rank + mask.shape[1])
+  return np.argsort(np.argsort(last, axis=-1), axis=-1)
 
 
 def evaluate_unseen(
@@ -126,7 +132,7 @@ def evaluate_unseen(
     where: statistics(model, variables, placed, comparisons, rule)
     for where, comparisons in dataset.unseen.items()
   }
-  ranks = support_ranks(support.shape, config.evaluation.resamples, config.seed)
+  ranks = support_ranks(support.mask, config.evaluation.resamples, config.seed)
   counts = sorted(
     {n for n in config.evaluation.num_support if n <= support.shape[1]} | {0}
   )
@@ -251,12 +257,12 @@ def evaluate(
 
   seen_logits = {where: score_seen(seen, where) for where in dataset.seen}
   seen_grid = {
-    where: evaluate_logits(z, dataset.seen[where].label)
+    where: evaluate_logits(z, labels(dataset.seen[where]))
     for where, z in seen_logits.items()
   }
   unseen_grid = {
     where: {
-      str(n): evaluate_logits(z, dataset.unseen[where].label)
+      str(n): evaluate_logits(z, labels(dataset.unseen[where]))
       for n, z in by_n.items()
     }
     for where, by_n in unseen.items()
@@ -272,21 +278,26 @@ def evaluate(
       config.seed,
     ),
     'num_prototypes': model.num_prototypes,
+    'sizes': {
+      'seen_users': dataset.num_users,
+      'unseen_users': len(dataset.unseen_user_ids),
+      'train_comparisons': int(np.sum(dataset.train.mask)),
+    },
     'grid': {'seen_users': seen_grid, 'unseen_users': unseen_grid},
     'intervals': _intervals(seen_logits, unseen, dataset, config.seed),
     'controls': {
       'homogeneous_seen': evaluate_logits(
-        linear(dataset.seen[UNSEEN_ITEMS]), dataset.seen[UNSEEN_ITEMS].label
+        linear(dataset.seen[UNSEEN_ITEMS]), labels(dataset.seen[UNSEEN_ITEMS])
       ),
       'homogeneous_unseen': evaluate_logits(
         linear(dataset.unseen[UNSEEN_ITEMS]),
-        dataset.unseen[UNSEEN_ITEMS].label,
+        labels(dataset.unseen[UNSEEN_ITEMS]),
       ),
       'homogeneous_ridge': ridge,
       'homogeneous_gradient': gradient,
       'swapped_users': evaluate_logits(
         score_seen(_swap(seen, config.seed), UNSEEN_ITEMS),
-        dataset.seen[UNSEEN_ITEMS].label,
+        labels(dataset.seen[UNSEEN_ITEMS]),
       ),
     },
     'adaptation': {**summary, **diagnostics},
@@ -318,13 +329,13 @@ def _intervals(seen_logits, unseen, dataset, seed) -> dict:
   return {
     'seen': bootstrap_interval(
       user_accuracies(
-        seen_logits[UNSEEN_ITEMS], dataset.seen[UNSEEN_ITEMS].label
+        seen_logits[UNSEEN_ITEMS], labels(dataset.seen[UNSEEN_ITEMS])
       ),
       seed,
     ),
     'unseen': {
       str(n): bootstrap_interval(
-        user_accuracies(z, dataset.unseen[UNSEEN_ITEMS].label), seed
+        user_accuracies(z, labels(dataset.unseen[UNSEEN_ITEMS])), seed
       )
       for n, z in unseen[UNSEEN_ITEMS].items()
     },
@@ -345,7 +356,7 @@ def _noise(config, model, variables, placed, dataset, seen, seen_logits):
   )
   live = np.asarray(train.mask)
   fit = evaluate_logits(logit[live][None], train.label[live][None])
-  clean = dataset.seen[UNSEEN_ITEMS].label
+  clean = labels(dataset.seen[UNSEEN_ITEMS])
   soft = clean * (1 - noise) + (1 - clean) * noise
   noisy = evaluate_logits(seen_logits[UNSEEN_ITEMS], soft)
   accuracy = evaluate_logits(seen_logits[UNSEEN_ITEMS], clean)['accuracy']

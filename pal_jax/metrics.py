@@ -1,7 +1,8 @@
 """Evaluation metrics of log odds against labels (METHOD section 5), in numpy.
 
-`label` is the probability that the first candidate is preferred. Ties (0.5)
-are left out of accuracies and counted; a logit of exactly 0 is worth half.
+`label` is the probability that the first candidate is preferred, NaN where
+there is no comparison (padding). Ties (0.5) are left out of accuracies and
+counted; a logit of exactly 0 is worth half.
 """
 
 import numpy as np
@@ -11,15 +12,15 @@ NUM_BINS = 15
 
 
 def pair_accuracy(logit: np.ndarray, label: np.ndarray) -> np.ndarray:
-  """1, 0 or one half per comparison; NaN for ties in the label."""
+  """1, 0 or one half per comparison; NaN for ties and for no comparison."""
   logit, label = np.broadcast_arrays(logit, label)
   right = np.where(label > 0.5, logit > 0, logit < 0).astype(float)
   right = np.where(logit == 0, 0.5, right)
-  return np.where(label == 0.5, np.nan, right)
+  return np.where((label == 0.5) | np.isnan(label), np.nan, right)
 
 
 def negative_log_likelihood(logit: np.ndarray, label: np.ndarray) -> np.ndarray:
-  """Nats per comparison."""
+  """Nats per comparison; NaN where there is none."""
   return np.logaddexp(0.0, -logit) * label + np.logaddexp(0.0, logit) * (
     1.0 - label
   )
@@ -36,6 +37,7 @@ def expected_calibration_error(
   """
   p = expit(np.ravel(logit).astype(float))
   y = np.ravel(label).astype(float)
+  p, y = p[np.isfinite(y)], y[np.isfinite(y)]
   confidence = np.maximum(p, 1.0 - p)
   agreement = np.where(p > 0.5, y, np.where(p < 0.5, 1.0 - y, 0.5))
   order = np.argsort(confidence, kind='stable')
@@ -56,14 +58,15 @@ def worst_decile(user_accuracy: np.ndarray) -> float:
 
 
 def user_accuracies(logit: np.ndarray, label: np.ndarray) -> np.ndarray:
-  """[U] accuracy of each user over pairs and resamples; NaN if all tie.
+  """[U] accuracy of each user over pairs and resamples; NaN if all tie or none
+  is there.
 
   Args:
     logit: [U, N] or [R, U, N].
     label: [U, N].
   """
   logit = np.asarray(logit, float).reshape((-1, *label.shape))
-  decided = label != 0.5
+  decided = (label != 0.5) & ~np.isnan(label)
   right = np.nansum(pair_accuracy(logit, label), axis=-1).mean(0)
   return np.where(
     decided.any(-1), right / np.maximum(decided.sum(-1), 1), np.nan
@@ -108,8 +111,8 @@ def evaluate_logits(logit: np.ndarray, label: np.ndarray) -> dict[str, float]:
     'accuracy': _mean(right),
     'user_accuracy': _mean(per_user),
     'worst_decile_accuracy': worst_decile(per_user),
-    'nll': float(negative_log_likelihood(logit, label).mean()),
-    'brier': float(np.mean((expit(logit) - label) ** 2)),
+    'nll': _mean(negative_log_likelihood(logit, label)),
+    'brier': _mean((expit(logit) - label) ** 2),
     'ece': float(
       np.mean(
         [

@@ -37,12 +37,12 @@ def _interval(pair) -> str:
 def _summary(results: dict, config: dict) -> str:
   seen, unseen = results['seen'], results['unseen']
   last = str(max(int(n) for n in unseen))
-  control = results['controls']
+  control, sizes = results['controls'], results['sizes']
+  each = sizes['train_comparisons'] / sizes['seen_users']
   lines = [
     f'A {_name(config)} with K = {results["num_prototypes"]} prototypes was '
-    f'trained on {config["data"]["num_seen_users"]} people, '
-    f'{config["data"]["comparisons_per_user"]} comparisons each, and then met '
-    f'{config["data"]["num_unseen_users"]} people it had never seen. '
+    f'trained on {sizes["seen_users"]} people, {each:.3g} comparisons each, '
+    f'and then met {sizes["unseen_users"]} people it had never seen. '
     'All of the following is on items that nobody compared in training.',
     '',
     f'- **Seen people:** it predicts {seen["accuracy"]:.1%} of their choices '

@@ -29,17 +29,19 @@ ORDER = (
   'adaptation',
   'recovery',
   'evaluate',
+  'audit',
   'writer',
   'figures',
   'report',
   'train',
   'sweep',
+  'methods',
   'cli',
   'main',
 )
-# A command beside what it builds, not a part of the library: nothing imports
-# it, so it may stand on everything.
-COMMANDS = {'pal_jax.data.build_corpus'}
+# A command beside what it runs, not a part of the library: nothing imports it,
+# so it may stand on everything.
+COMMANDS = {'pal_jax.audit.__main__', 'pal_jax.data.build_corpus'}
 # A control that is solved, not trained: no linen module, and its loss is part
 # of the solver.
 SOLVED = 'pal_jax.models.bradley_terry'
@@ -59,6 +61,7 @@ DEVICE_WORDS = {
 }
 # Needed by some encoders only, hence imported inside functions.
 OPTIONAL = {
+  'pyarrow',
   'safetensors',
   'sentence_transformers',
   'tensorflow',

@@ -149,7 +149,7 @@ def test_grouping_nothing_gives_masked_rows():
 
 
 def test_ranks_are_orders_of_each_users_support():
-  ranks = support_ranks((4, 6), 5, seed=0)
+  ranks = support_ranks(np.ones((4, 6), bool), 5, seed=0)
   assert ranks.shape == (5, 4, 6)
   np.testing.assert_array_equal(
     np.sort(ranks, -1), np.broadcast_to(np.arange(6), (5, 4, 6))
@@ -158,22 +158,40 @@ def test_ranks_are_orders_of_each_users_support():
 
 
 def test_smaller_supports_are_nested_in_larger_ones():
-  ranks = support_ranks((4, 6), 5, seed=0)
+  ranks = support_ranks(np.ones((4, 6), bool), 5, seed=0)
   for n in range(6):
     inside = ranks < n
     np.testing.assert_array_equal(inside.sum(-1), n)
     assert np.all(inside <= (ranks < n + 1))
 
 
+def test_padding_of_the_support_comes_last():
+  mask = np.arange(6) < np.array([[6], [2], [0], [4]])
+  ranks = support_ranks(mask, 5, seed=0)
+  np.testing.assert_array_equal(
+    np.sort(ranks, -1), np.broadcast_to(np.arange(6), ranks.shape)
+  )
+  for n in range(7):
+    live = np.sum(mask & (ranks < n), -1)
+    np.testing.assert_array_equal(
+      live, np.broadcast_to(np.minimum(mask.sum(-1), n), live.shape)
+    )
+
+
 def test_resamples_are_the_same_for_whatever_is_compared():
-  a, b = support_ranks((4, 6), 5, 7), support_ranks((4, 6), 5, 7)
+  a, b = (
+    support_ranks(np.ones((4, 6), bool), 5, 7),
+    support_ranks(np.ones((4, 6), bool), 5, 7),
+  )
   np.testing.assert_array_equal(a, b)
-  assert not np.array_equal(a, support_ranks((4, 6), 5, 8))
-  np.testing.assert_array_equal(a[:2], support_ranks((4, 6), 2, 7))
+  assert not np.array_equal(a, support_ranks(np.ones((4, 6), bool), 5, 8))
+  np.testing.assert_array_equal(
+    a[:2], support_ranks(np.ones((4, 6), bool), 2, 7)
+  )
 
 
 def test_every_comparison_is_drawn_equally_often():
-  first = support_ranks((50, 4), 100, 0) == 0
+  first = support_ranks(np.ones((50, 4), bool), 100, 0) == 0
   share = first.mean((0, 1))
   assert np.all(abs(share - 0.25) < 4 * np.sqrt(0.1875 / 5000))
 
@@ -213,6 +231,7 @@ def test_the_form_of_the_results(found, planted):
     'ari',
     'ari_dominant',
     'num_prototypes',
+    'sizes',
     'grid',
     'intervals',
     'controls',

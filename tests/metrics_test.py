@@ -351,3 +351,17 @@ def test_adjusted_rand_index_equals_counting_pairs():
     a, b = rng.integers(0, 3, (2, 25))
     found = metrics.adjusted_rand_index(a, b)
     assert found == pytest.approx(slow_rand(a, b), abs=1e-12)
+
+
+def test_padding_changes_no_metric():
+  rng = np.random.default_rng(11)
+  logit, label = rng.normal(size=(3, 7, 12)), rng.integers(0, 2, (7, 12)) * 1.0
+  label[0, :2] = 0.5
+  expected = metrics.evaluate_logits(logit, label)
+  wide = np.concatenate([logit, 50 * rng.normal(size=(3, 7, 5))], -1)
+  padded = np.concatenate([label, np.full((7, 5), np.nan)], -1)
+  found = metrics.evaluate_logits(wide, padded)
+  for name, value in expected.items():
+    np.testing.assert_allclose(found[name], value, rtol=1e-12, err_msg=name)
+  nobody = np.concatenate([padded, np.full((1, 17), np.nan)])
+  assert np.isnan(metrics.user_accuracies(np.zeros((8, 17)), nobody)[-1])
