@@ -27,7 +27,7 @@ from configs import few_shot, simulation
 from pal_jax import adaptation, cli
 from pal_jax.adaptation.queries import STRATEGIES, simulate_questions
 from pal_jax.data.dataset import UNSEEN_ITEMS
-from pal_jax.evaluate import learn_prior
+from pal_jax.evaluate import labels, learn_prior
 from pal_jax.metrics import bootstrap_interval, user_accuracies
 from pal_jax.sweep import train_seeds, with_seed
 from pal_jax.train import create_experiment, variables_of
@@ -77,6 +77,7 @@ def make_config(setting: str):
     config.data.unseen_support = 100  # the pool
     config.data.unseen_query = 100
     config.data.num_unseen_users = 200
+    config.train.population_rate = 0.05
     if kind == 'homogeneous':
       config.data.num_personas = 1
   return config
@@ -113,7 +114,7 @@ def run_seed(experiment, state, seed: int, steps: int) -> dict:
         jax.random.key(1000 * seed + repeat),
       )
       accuracies.append(
-        [user_accuracies(z, queries.label) for z in np.asarray(logits)]
+        [user_accuracies(z, labels(queries)) for z in np.asarray(logits)]
       )
     curves[strategy] = np.mean(accuracies, 0).T
   return curves

@@ -27,7 +27,12 @@ from configs import few_shot
 from pal_jax import adaptation, cli
 from pal_jax.adaptation.reference import fit_reference
 from pal_jax.data.dataset import UNSEEN_ITEMS
-from pal_jax.evaluate import homogeneous_logits, learn_prior, support_ranks
+from pal_jax.evaluate import (
+  homogeneous_logits,
+  labels,
+  learn_prior,
+  support_ranks,
+)
 from pal_jax.metrics import (
   bootstrap_interval,
   evaluate_logits,
@@ -150,7 +155,7 @@ def measure(logit, label, **row) -> tuple[dict, dict]:
   stacked = np.asarray(logit).reshape((-1, *label.shape))
   users = {
     'accuracy': user_accuracies(logit, label),
-    'nll': negative_log_likelihood(stacked, label).mean((0, -1)),
+    'nll': np.nanmean(negative_log_likelihood(stacked, label), (0, -1)),
   }
   low, high = bootstrap_interval(users['accuracy'], row['seed'])
   return {**row, **metrics, 'low': low, 'high': high}, users
@@ -163,9 +168,9 @@ def run_seed(which, experiment, state, single, single_state, bar):
     Adapters(single, single_state),
   )
   dataset, config = experiment.dataset, experiment.config
-  label = dataset.unseen[UNSEEN_ITEMS].label
+  label = labels(dataset.unseen[UNSEEN_ITEMS])
   ranks = support_ranks(
-    dataset.support.shape, config.evaluation.resamples, config.seed
+    dataset.support.mask, config.evaluation.resamples, config.seed
   )
   linear, _ = homogeneous_logits(experiment.table, dataset)
   constant = {
