@@ -75,6 +75,29 @@ def neural_process_data() -> ConfigDict:
   return data
 
 
+def low_rank_data() -> ConfigDict:
+  """Linear rewards that differ in a few directions, or not at all."""
+  data = simulation_data()
+  data.name = 'low_rank'
+  data.num_personas = 1
+  data.dimension = 16  # D
+  data.rank = 3  # directions in which people differ
+  data.spread = 1.0  # standard deviation in each; 0.0: everybody is alike
+  data.label_noise = 0.05
+  data.support_noise = 0.05
+  return data
+
+
+def length_data() -> ConfigDict:
+  """Labels by length alone, as in the TL;DR variant (METHOD section 4)."""
+  data = simulation_data()
+  data.name = 'length'
+  data.num_personas = 2
+  data.dimension = 16  # D, of which one is the length
+  data.short_share = 0.3  # of the people want the shorter text
+  return data
+
+
 def _people_data() -> ConfigDict:
   """What datasets of real people share (METHOD sections 4 and 5)."""
   data = ConfigDict()

@@ -44,6 +44,7 @@ def _check_alike(experiments: Sequence[Experiment]) -> None:
 def train_seeds(
   experiments: Sequence[Experiment],
   on_chunk: Callable[[int, int, dict[str, float]], None] | None = None,
+  start: Callable[[int, dict], dict] | None = None,
 ) -> list[steps.TrainState]:
   """Trains experiments that differ in seeds and data, all at once.
 
@@ -54,6 +55,8 @@ def train_seeds(
     experiments: S of them, equal but for `seed`, `data.seed` and what follows
       from these.
     on_chunk: called with (step, last, mean metrics) after each validation.
+    start: (number of the experiment, random parameters) -> parameters to
+      begin with, which then stand for selection too.
 
   Returns:
     The selected state of each (`train.select`), in their order.
@@ -67,13 +70,17 @@ def train_seeds(
   last = config.num_steps
   keys = [jax.random.split(jax.random.key(e.config.seed)) for e in experiments]
   states = []
-  for experiment, (init_key, _) in zip(experiments, keys, strict=True):
+  for i, (experiment, (init_key, _)) in enumerate(
+    zip(experiments, keys, strict=True)
+  ):
     state, tx = steps.create_state(
       experiment.model,
       lambda params: optimizer.create(first.config.optimizer, params, last),
       init_key,
       experiment.table,
     )
+    if start is not None:
+      state = state.replace(params=start(i, state.params))
     states.append(state)
   state = jax.tree.map(lambda *x: jnp.stack(x), *states)
   step_keys = jnp.stack([step_key for _, step_key in keys])
@@ -108,6 +115,11 @@ def train_seeds(
     )
 
   best = [(np.inf, None)] * len(experiments)
+  if start is not None:
+    best = [
+      (validate(experiment, variables_of(mine))['nll'], mine)
+      for experiment, mine in zip(experiments, states, strict=True)
+    ]
   for start in range(0, last, config.checkpoint_every):
     stop = min(start + config.checkpoint_every, last)
     batches = _stack(

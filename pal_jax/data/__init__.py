@@ -3,6 +3,7 @@
 from pal_jax.data.convarg import create_convarg
 from pal_jax.data.dataset import SEEN_ITEMS, UNSEEN_ITEMS, Dataset, Truth
 from pal_jax.data.persona import create_persona
+from pal_jax.data.planted import create_length, create_low_rank
 from pal_jax.data.polis import create_polis
 from pal_jax.data.simulation import create_neural_process, create_simulation
 from pal_jax.errors import InputError
@@ -11,6 +12,8 @@ DATASETS = {
   'persona': create_persona,
   'simulation': create_simulation,
   'neural_process': create_neural_process,
+  'low_rank': create_low_rank,
+  'length': create_length,
   'polis': create_polis,
   'convarg': create_convarg,
 }

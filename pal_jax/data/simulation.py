@@ -14,10 +14,12 @@ from pal_jax.data.sampling import (
 from pal_jax.errors import InputError
 
 
-def _assemble(config, rng, features, utility, truth, name, notes) -> Dataset:
+def assemble(
+  config, rng, features, utility, truth, name, notes, texts=None
+) -> Dataset:
   """Draws all splits of uniformly random pairs of items."""
   num_items = len(features)
-  names = tuple(f'item {i}' for i in range(num_items))
+  names = texts or tuple(f'item {i}' for i in range(num_items))
   split = split_items(
     rng,
     np.zeros(num_items, int),
@@ -81,7 +83,7 @@ def create_simulation(config, *, join_prompt: bool = True) -> Dataset:
   Raises:
     InputError: if a size is out of range.
   """
-  _check_fields(config)
+  check_fields(config)
   rng = np.random.default_rng(config.seed)
   prototypes = rng.normal(size=(config.num_personas, config.dimension))
   items = rng.normal(size=(config.num_items, config.dimension))
@@ -104,10 +106,10 @@ def create_simulation(config, *, join_prompt: bool = True) -> Dataset:
     f'Gaussian in R^{config.dimension}; each user holds {kind}; the item '
     'nearer to the user wins.',
   )
-  return _assemble(config, rng, items, utility, truth, 'simulation', notes)
+  return assemble(config, rng, items, utility, truth, 'simulation', notes)
 
 
-def _check_fields(config) -> None:
+def check_fields(config) -> None:
   check_sizes(config)
   for field in ('num_items', 'dimension'):
     if config[field] < 1:
@@ -149,7 +151,7 @@ def create_neural_process(config, *, join_prompt: bool = True) -> Dataset:
   Raises:
     InputError: if a size is out of range.
   """
-  _check_fields(config)
+  check_fields(config)
   if config.num_personas != 2 or config.dimension != 1 or config.mixture:
     raise InputError(
       'data.name=neural_process has two groups on one dimension: '
@@ -176,4 +178,4 @@ def create_neural_process(config, *, join_prompt: bool = True) -> Dataset:
     'k support pairs reveal the group with probability 1 - 2^-k, so the '
     'Bayes-optimal accuracy is 1 - 2^-k / 4.',
   )
-  return _assemble(config, rng, y, utility, truth, 'neural_process', notes)
+  return assemble(config, rng, y, utility, truth, 'neural_process', notes)

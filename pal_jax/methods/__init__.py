@@ -11,7 +11,7 @@ from pal_jax.methods.base import (
 )
 from pal_jax.methods.distributional import Distributional
 from pal_jax.methods.em import Em
-from pal_jax.methods.homogeneous import BradleyTerry, Random
+from pal_jax.methods.homogeneous import BradleyTerry, BradleyTerryMlp, Random
 from pal_jax.methods.neighbours import Neighbours
 from pal_jax.methods.neural_process import NeuralProcess
 from pal_jax.methods.pal import Pal
@@ -22,6 +22,7 @@ from pal_jax.methods.variational import Variational
 
 __all__ = [
   'BradleyTerry',
+  'BradleyTerryMlp',
   'ContextRouter',
   'Distributional',
   'Em',

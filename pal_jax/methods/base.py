@@ -95,6 +95,16 @@ def over_users(function, users):
 class Method:
   """Base of all methods."""
 
+  @property
+  def join_prompt(self) -> bool:
+    """Whether a candidate is encoded together with its prompt."""
+    return True
+
+  def view(self, dataset: Dataset, table: FeatureTable) -> FeatureTable:
+    """What the method sees of items and prompts, in the place of `table`."""
+    del dataset
+    return table
+
   def fit(self, task: Task, key: jax.Array) -> Parameters:
     """Learns from seen users; deterministic in the key."""
     raise NotImplementedError

@@ -4,7 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pal_jax.methods.base import Pairs, Task, gather
+from pal_jax.losses import logistic
+from pal_jax.methods.base import Method, Pairs, gather
+from pal_jax.methods.training import TaskArrays
 from pal_jax.structs import Comparisons
 
 
@@ -47,8 +49,14 @@ def first_of(support: Pairs, size: int) -> Pairs:
   return jax.tree.map(lambda x: x[order], support)
 
 
+def example_context(data: TaskArrays, key: jax.Array, size: int) -> Pairs:
+  """Of one user, for its shapes."""
+  context, _ = sample_users(data, key, 1, size, 1)
+  return jax.tree.map(lambda x: x[0], context)
+
+
 def sample_users(
-  task: Task, key: jax.Array, num_users: int, context: int, targets: int
+  data: TaskArrays, key: jax.Array, num_users: int, context: int, targets: int
 ):
   """Users with a context of 0 to `context` pairs, and other pairs as targets.
 
@@ -56,8 +64,10 @@ def sample_users(
     (context Pairs [B, C], targets Pairs [B, T]).
   """
   user_key, order_key, count_key = jax.random.split(key, 3)
-  users = jax.random.randint(user_key, (num_users,), 0, task.num_users)
-  mine: Comparisons = jax.tree.map(lambda x: x[users], task.train)
+  users = jax.random.randint(
+    user_key, (num_users,), 0, data.train.label.shape[0]
+  )
+  mine: Comparisons = jax.tree.map(lambda x: x[users], data.train)
   noise = jax.random.uniform(order_key, mine.label.shape)
   order = jnp.argsort(jnp.where(mine.mask, noise, 2.0), axis=-1)
 
@@ -76,4 +86,26 @@ def sample_users(
   first = first.replace(
     mask=first.mask & (jnp.arange(context) < count[:, None])
   )
-  return gather(task.table, first), gather(task.table, rest)
+  return gather(data.table, first), gather(data.table, rest)
+
+
+def inferred_loss(method: Method, parameters, data: TaskArrays) -> jax.Array:
+  """() nats of validation items, inferred from 0 and from all answers."""
+
+  def one(args):
+    support, queries = (gather(data.table, c) for c in args)
+
+    def loss(support):
+      state = method.adapt(parameters, support)
+      z = jax.vmap(
+        lambda prompt, items: method.logit(
+          parameters, state, prompt, items[0], items[1]
+        )
+      )(queries.prompt, queries.items)
+      return jnp.sum(jnp.where(queries.mask, logistic(z, queries.label), 0.0))
+
+    nobody = support.replace(mask=jnp.zeros_like(support.mask))
+    return 0.5 * (loss(support) + loss(nobody))
+
+  total = jax.lax.map(one, (data.train, data.validation), batch_size=32)
+  return jnp.sum(total) / jnp.maximum(jnp.sum(data.validation.mask), 1)

@@ -5,16 +5,15 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
-from pal_jax.methods.base import Method, Pairs, Task, flat_rows, gather
-from pal_jax.methods.training import minimise
+from pal_jax.methods.base import Pairs
+from pal_jax.methods.training import TaskArrays, Trained
 
 KINDS = ('mean_and_variance', 'categorical')
 
 
 @dataclasses.dataclass(frozen=True)
-class Distributional(Method):
+class Distributional(Trained):
   """Siththaranjan, Laidlaw and Hadfield-Menell 2024 (arXiv 2312.08358).
 
   'mean_and_variance': r(h) ~ N(mu, s^2) and p(a > b) = Phi((mu_a - mu_b) /
@@ -26,10 +25,6 @@ class Distributional(Method):
   kind: str = 'mean_and_variance'
   hidden: int = 64
   num_atoms: int = 10
-  learning_rate: float = 1e-3
-  weight_decay: float = 1e-2
-  batch_size: int = 256
-  num_steps: int = 1000
 
   def _net(self):
     width = 2 if self.kind == 'mean_and_variance' else self.num_atoms
@@ -51,31 +46,12 @@ class Distributional(Method):
     win = jnp.clip(jnp.sum(first * below, -1) + 0.5 * tie, 1e-6, 1 - 1e-6)
     return jnp.log(win) - jnp.log1p(-win)
 
-  def fit(self, task: Task, key: jax.Array):
-    init_key, key = jax.random.split(key)
-    rows, check = flat_rows(task.train), flat_rows(task.validation)
+  def init(self, data: TaskArrays, key):
+    return self._net().init(key, data.table.items[:1])
 
-    def mean_loss(params, comparisons):
-      pairs = gather(task.table, comparisons)
-      z = self._log_odds(params, pairs.items)
-      # A label's log-likelihood from log odds, as everywhere else.
-      return jnp.mean(jax.nn.softplus(z) - pairs.label * z)
-
-    def sample(key):
-      return rows[
-        jax.random.randint(key, (self.batch_size,), 0, rows.label.shape[0])
-      ]
-
-    return minimise(
-      lambda params, batch, key, progress: mean_loss(params, batch),
-      self._net().init(init_key, task.table.items[:1]),
-      sample,
-      lambda params: mean_loss(params, check),
-      optimizer=optax.adamw(self.learning_rate, weight_decay=self.weight_decay),
-      num_steps=self.num_steps,
-      check_every=50,
-      key=key,
-    )[0]
+  def logit_of_rows(self, parameters, pairs: Pairs, user):
+    del user
+    return self._log_odds(parameters, pairs.items)
 
   def adapt(self, parameters, support: Pairs):
     del parameters, support

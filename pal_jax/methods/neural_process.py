@@ -5,18 +5,18 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
 from pal_jax.losses import logistic
-from pal_jax.methods.base import Method, Pairs, Task
+from pal_jax.methods.base import Pairs
 from pal_jax.methods.context import (
   Attention,
   PairEncoder,
+  example_context,
   first_of,
+  inferred_loss,
   sample_users,
 )
-from pal_jax.methods.training import minimise
-from pal_jax.methods.variational import validation_loss
+from pal_jax.methods.training import TaskArrays, Trained
 
 
 class _Net(nn.Module):
@@ -43,7 +43,7 @@ class _Net(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class NeuralProcess(Method):
+class NeuralProcess(Trained):
   """NP-BTL: a conditional neural process with a Bradley-Terry-Luce likelihood.
 
   After Garnelo et al. 2018 (arXiv 1807.01613) and group preference
@@ -63,36 +63,27 @@ class NeuralProcess(Method):
   def _net(self):
     return _Net(self.width)
 
-  def fit(self, task: Task, key: jax.Array):
-    init_key, key = jax.random.split(key)
+  def init(self, data: TaskArrays, key):
+    return self._net().init(key, example_context(data, key, self.context))
+
+  def sample(self, data: TaskArrays, key):
+    return sample_users(data, key, self.users, self.context, self.targets)
+
+  def loss(self, parameters, data, batch, key, progress):
+    del data, key, progress
     net = self._net()
-    example, _ = sample_users(task, init_key, 1, self.context, self.targets)
-    params = net.init(init_key, jax.tree.map(lambda x: x[0], example))
 
-    def loss(params, batch, key, progress):
-      del key, progress
+    def one(context, targets):
+      z = net.apply(parameters, context, method='encode')
+      r = net.apply(parameters, z, targets.items, method='reward')
+      each = logistic(r[:, 0] - r[:, 1], targets.label)
+      return jnp.sum(jnp.where(targets.mask, each, 0.0)), targets.mask.sum()
 
-      def one(context, targets):
-        z = net.apply(params, context, method='encode')
-        r = net.apply(params, z, targets.items, method='reward')
-        each = logistic(r[:, 0] - r[:, 1], targets.label)
-        return jnp.sum(jnp.where(targets.mask, each, 0.0)), targets.mask.sum()
+    losses, counts = jax.vmap(one)(*batch)
+    return jnp.sum(losses) / jnp.maximum(jnp.sum(counts), 1)
 
-      losses, counts = jax.vmap(one)(*batch)
-      return jnp.sum(losses) / jnp.maximum(jnp.sum(counts), 1)
-
-    return minimise(
-      loss,
-      params,
-      lambda key: sample_users(
-        task, key, self.users, self.context, self.targets
-      ),
-      lambda params: validation_loss(self, params, task),
-      optimizer=optax.adamw(self.learning_rate, weight_decay=self.weight_decay),
-      num_steps=self.num_steps,
-      check_every=100,
-      key=key,
-    )[0]
+  def validate(self, parameters, data):
+    return inferred_loss(self, parameters, data)
 
   def adapt(self, parameters, support: Pairs) -> jax.Array:
     context = first_of(support, self.context)

@@ -1,6 +1,7 @@
 """`pal`: this library's own models, trained and adapted as `train` does."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,28 +11,59 @@ import numpy as np
 from pal_jax import adaptation, models, parallel
 from pal_jax import train_step as steps
 from pal_jax.evaluate import learn_prior, seen_log_weights
-from pal_jax.methods.base import Method, Pairs, Task
+from pal_jax.methods.base import Method, Pairs, Task, adapt_users
+from pal_jax.methods.em import Classes, Em
 from pal_jax.structs import FeatureTable, make_comparisons
-from pal_jax.sweep import train_seeds, with_seed
+from pal_jax.sweep import train_seeds
 from pal_jax.train import Experiment, variables_of
+
+
+def _from_classes(model, classes: Classes, task: Task, number: int, params):
+  """Parameters that give every class the reward that EM found for it.
+
+  With x = f(h) = h of equal norms, ||x_b - p||^2 - ||x_a - p||^2 is
+  2 p . (x_a - x_b): a squared distance to p is a linear reward. A residual
+  projector starts as the identity. Users start at their posterior, a little
+  less certain.
+  """
+  del number
+  half = 2.0 if model.preference == 'squared_distance' else 1.0
+  params = dict(params) | {'prototypes': classes.v / half}
+  if model.residual:
+    projector = dict(params['projector'])
+    name = max(projector)  # the output layer
+    projector[name] = jax.tree.map(jnp.zeros_like, projector[name])
+    params['projector'] = projector
+  if model.user_level:
+    return params | {'class_logits': classes.log_share}
+  em = Em(num_classes=model.num_prototypes)
+  posterior = jnp.exp(adapt_users(em, classes, task.table, task.train))
+  softened = 0.9 * posterior + 0.1 / model.num_prototypes
+  return params | {'user_logits': jnp.log(softened)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Pal(Method):
   """PAL-A or PAL-B (arXiv 2406.08469) by an experiment's config.
 
+  Of it, `seed`, `model`, `train`, `optimizer` and `adaptation` count.
   `lore` is one of them: r_i(h) = h^T V softmax(w_i) (LoRe, Bose et al. 2025,
   arXiv 2504.14439) is PAL-A with the inner product, no projector and `Pw`. Its
   new users are fitted by the certified solver instead of 500 steps of Adam.
   """
 
   config: ml_collections.FrozenConfigDict
+  start: str = 'random'  # or 'em', latent classes with linear rewards
+
+  @property
+  def join_prompt(self) -> bool:
+    return self.config.model.name == 'pal_a'
 
   def fit(self, task: Task, key: jax.Array):
-    seed = int(jax.random.randint(key, (), 0, 2**30))
-    config = with_seed(ml_collections.ConfigDict(self.config), seed)
     width = task.table.items.shape[-1]
     model = self._model(task.num_users, width)
+    config = self._config(width)
+    config.seed = int(jax.random.randint(key, (), 0, 2**30))
     experiment = Experiment(
       config,
       task.dataset,
@@ -39,7 +71,11 @@ class Pal(Method):
       model,
       steps.create_objective(config.train, config.model),
     )
-    (state,) = train_seeds([experiment])
+    start = None
+    if self.start == 'em':
+      classes = Em(num_classes=model.num_prototypes).fit(task, key)
+      start = functools.partial(_from_classes, model, classes, task)
+    (state,) = train_seeds([experiment], start=start)
     variables = variables_of(state)
     placed = adaptation.place(model, variables, task.table)
     prior, _ = learn_prior(
@@ -51,9 +87,15 @@ class Pal(Method):
       'seen': seen_log_weights(model, variables, placed, task.dataset),
     }
 
+  def _config(self, width: int) -> ml_collections.ConfigDict:
+    """With model.width=0 the preference space is as wide as the features."""
+    config = ml_collections.ConfigDict(self.config.to_dict())
+    config.model.width = config.model.width or width
+    return config
+
   def _model(self, num_users: int, width: int):
     return models.create(
-      ml_collections.ConfigDict(self.config).model,
+      self._config(width).model,
       num_users=num_users,
       feature_width=width,
       axis_name=parallel.axis_name('jit'),

@@ -8,12 +8,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pal_jax.losses import logistic
-from pal_jax.methods.base import Method, Pairs, Task, flat_rows, gather
+from pal_jax.methods.base import Pairs, Task, gather
 from pal_jax.methods.homogeneous import fit_linear
 from pal_jax.methods.newton import choose_scale, fit_gaussian
 from pal_jax.methods.per_user import SCALES as USER_SCALES
-from pal_jax.methods.training import minimise
+from pal_jax.methods.training import (
+  TaskArrays,
+  Trained,
+  minimise,
+  task_arrays,
+)
 
 SCALES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 
@@ -27,7 +31,7 @@ class Features:
 
 
 @dataclasses.dataclass(frozen=True)
-class RewardFeatures(Method):
+class RewardFeatures(Trained):
   """r_i(h) = <phi(h), w_i>, w_i free with an l2 penalty.
 
   Barreto et al. 2025 (arXiv 2503.17338): phi and the weights of seen users are
@@ -41,66 +45,52 @@ class RewardFeatures(Method):
   num_features: int = 8
   hidden: int = 0  # 0: phi is linear
   svd: bool = False
-  learning_rate: float = 1e-3
-  weight_decay: float = 1e-2  # of phi
   l2: float = 1e-3  # of w, per comparison
-  batch_size: int = 256
   num_steps: int = 2000
 
   def _phi(self):
     layers = [nn.Dense(self.hidden), nn.gelu] if self.hidden else []
     return nn.Sequential([*layers, nn.Dense(self.num_features, use_bias=False)])
 
-  def fit(self, task: Task, key: jax.Array) -> Features:
-    init_key, weight_key, key = jax.random.split(key, 3)
-    phi = self._phi()
-    size = self.num_features
-    # With a column of ones everybody starts as one score.
-    weights = 0.1 * jax.random.normal(weight_key, (task.num_users, size))
-    params = {
-      'net': phi.init(init_key, task.table.items[:1]),
+  def init(self, data: TaskArrays, key):
+    init_key, weight_key = jax.random.split(key)
+    size = (data.train.label.shape[0], self.num_features)
+    weights = 0.1 * jax.random.normal(weight_key, size)
+    return {
+      'net': self._phi().init(init_key, data.table.items[:1]),
+      # With a column of ones everybody starts as one score.
       'w': weights.at[:, 0].add(1.0),
     }
-    if self.svd and not self.hidden:
-      kernel, params['w'] = _spectral_start(task, size)
-      params['net'] = {'params': {'layers_0': {'kernel': kernel}}}
-    rows, check = flat_rows(task.train), flat_rows(task.validation)
 
-    def losses(params, comparisons):
-      pairs = gather(task.table, comparisons)
-      f = phi.apply(params['net'], pairs.items)
-      w = params['w'][comparisons.user]
-      z = jnp.sum((f[:, 0] - f[:, 1]) * w, -1)
-      return logistic(z, pairs.label), w
+  def logit_of_rows(self, parameters, pairs: Pairs, user):
+    f = self._phi().apply(parameters['net'], pairs.items)
+    return jnp.sum((f[:, 0] - f[:, 1]) * parameters['w'][user], -1)
 
-    def loss(params, batch, key, progress):
-      del key, progress
-      each, w = losses(params, batch)
-      return jnp.mean(each + self.l2 * jnp.sum(jnp.square(w), -1))
+  def loss(self, parameters, data, batch, key, progress):
+    w = parameters['w'][batch.user]
+    penalty = self.l2 * jnp.mean(jnp.sum(jnp.square(w), -1))
+    return super().loss(parameters, data, batch, key, progress) + penalty
 
-    def sample(key):
-      return rows[
-        jax.random.randint(key, (self.batch_size,), 0, rows.label.shape[0])
-      ]
-
-    found, _, _ = minimise(
-      loss,
-      params,
-      sample,
-      lambda params: jnp.mean(losses(params, check)[0]),
-      optimizer=optax.adamw(
-        self.learning_rate,
-        weight_decay=self.weight_decay,
-        mask={'net': True, 'w': False},
-      ),
-      num_steps=self.num_steps,
-      check_every=100,
-      key=key,
+  def optimizer(self):
+    # Weight decay is phi's; users have their own penalty.
+    return optax.adamw(
+      self.learning_rate,
+      weight_decay=self.weight_decay,
+      mask={'net': True, 'w': False},
     )
+
+  def fit(self, task: Task, key: jax.Array) -> Features:
+    data = task_arrays(task)
+    init_key, key = jax.random.split(key)
+    params = self.init(data, init_key)
+    if self.svd and not self.hidden:
+      kernel, params['w'] = _spectral_start(task, self.num_features)
+      params['net'] = {'params': {'layers_0': {'kernel': kernel}}}
+    found, _, _ = minimise(self, params, data, key)
     mean = found['w'].mean(0)
     # On validation items: on training items phi has already adapted to w.
     pairs = gather(task.table, task.validation)
-    f = phi.apply(found['net'], pairs.items)
+    f = self._phi().apply(found['net'], pairs.items)
     x = jnp.where(pairs.mask[..., None], f[..., 0, :] - f[..., 1, :], 0.0)
     scale, _ = choose_scale(x, x @ mean, pairs.label, pairs.mask, SCALES)
     return Features(found['net'], mean, jnp.float32(scale), found['w'])

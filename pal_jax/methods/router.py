@@ -5,11 +5,10 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
 from pal_jax.losses import logistic
-from pal_jax.methods.base import Method, Pairs, Task, flat_rows, gather
-from pal_jax.methods.training import minimise
+from pal_jax.methods.base import Pairs, gather
+from pal_jax.methods.training import TaskArrays, Trained
 from pal_jax.mixtures import comparison_log_likelihoods, mixture_logit
 
 
@@ -30,7 +29,7 @@ class _Net(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class ContextRouter(Method):
+class ContextRouter(Trained):
   """MiCRo (Shen et al. 2025, arXiv 2505.24846).
 
   log sum_k pi_k(c) sigma(delta r_k), an entropy bonus on the mean routing
@@ -42,48 +41,29 @@ class ContextRouter(Method):
   hidden: int = 64
   entropy: float = 0.5
   eta: float = 1.0
-  learning_rate: float = 1e-3
-  weight_decay: float = 1e-2
-  batch_size: int = 256
   num_steps: int = 1500
 
   def _net(self):
     return _Net(self.num_rewards, self.hidden)
 
-  def fit(self, task: Task, key: jax.Array):
-    init_key, key = jax.random.split(key)
-    net = self._net()
-    rows, check = flat_rows(task.train), flat_rows(task.validation)
+  def init(self, data: TaskArrays, key):
+    table = data.table
+    return self._net().init(key, table.prompts[0], table.items[:2])
 
-    def parts(params, comparisons):
-      pairs = gather(task.table, comparisons)
-      log_pi, delta = net.apply(params, pairs.prompt, pairs.items)
-      z = jax.vmap(mixture_logit)(log_pi, delta)
-      return jnp.mean(logistic(z, pairs.label)), log_pi
+  def _parts(self, parameters, data: TaskArrays, rows):
+    pairs = gather(data.table, rows)
+    log_pi, delta = self._net().apply(parameters, pairs.prompt, pairs.items)
+    z = jax.vmap(mixture_logit)(log_pi, delta)
+    return jnp.mean(logistic(z, pairs.label)), log_pi
 
-    def loss(params, batch, key, progress):
-      del key, progress
-      value, log_pi = parts(params, batch)
-      share = jnp.mean(jnp.exp(log_pi), 0)
-      return value + self.entropy * jnp.sum(
-        jax.scipy.special.xlogy(share, share)
-      )
+  def loss(self, parameters, data, batch, key, progress):
+    del key, progress
+    value, log_pi = self._parts(parameters, data, batch)
+    share = jnp.mean(jnp.exp(log_pi), 0)
+    return value + self.entropy * jnp.sum(jax.scipy.special.xlogy(share, share))
 
-    def sample(key):
-      return rows[
-        jax.random.randint(key, (self.batch_size,), 0, rows.label.shape[0])
-      ]
-
-    return minimise(
-      loss,
-      net.init(init_key, task.table.prompts[0], task.table.items[:2]),
-      sample,
-      lambda params: parts(params, check)[0],
-      optimizer=optax.adamw(self.learning_rate, weight_decay=self.weight_decay),
-      num_steps=self.num_steps,
-      check_every=100,
-      key=key,
-    )[0]
+  def validate(self, parameters, data):
+    return self._parts(parameters, data, data.validation_rows)[0]
 
   def adapt(self, parameters, support: Pairs) -> jax.Array:
     """[K] log factors by which the user changes the router's weights."""

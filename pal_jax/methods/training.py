@@ -1,35 +1,133 @@
 """The one loop of all methods that are trained by gradient descent."""
 
-from collections.abc import Callable
+import dataclasses
+import functools
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from pal_jax.errors import InputError
+from pal_jax.losses import logistic
+from pal_jax.methods.base import (
+  Method,
+  Pairs,
+  Parameters,
+  Task,
+  flat_rows,
+  gather,
+)
+from pal_jax.structs import Comparisons, FeatureTable
 
 
-def minimise(
-  loss: Callable,
-  parameters,
-  sample: Callable,
-  validate: Callable,
-  *,
-  optimizer: optax.GradientTransformation,
-  num_steps: int,
-  check_every: int,
-  key: jax.Array,
-):
+@flax.struct.dataclass
+class TaskArrays:
+  """What of a task lives on the device."""
+
+  table: FeatureTable
+  train: Comparisons  # [U, N]
+  validation: Comparisons  # [U, N']
+  train_rows: Comparisons  # [R], without padding
+  validation_rows: Comparisons  # [R']
+
+
+def task_arrays(task: Task) -> TaskArrays:
+  return TaskArrays(
+    task.table,
+    task.train,
+    task.validation,
+    flat_rows(task.train),
+    flat_rows(task.validation),
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained(Method):
+  """Adam with decoupled weight decay; the best of validation is kept.
+
+  A subclass says how parameters begin, what a batch is and what it costs.
+  `logit_of_rows` is enough where batches are comparisons.
+  """
+
+  learning_rate: float = 1e-3
+  weight_decay: float = 1e-2
+  num_steps: int = 1000
+  check_every: int = 100  # steps between validations
+  batch_size: int = 256
+
+  def init(self, data: TaskArrays, key: jax.Array) -> Parameters:
+    raise NotImplementedError
+
+  def logit_of_rows(
+    self, parameters: Parameters, pairs: Pairs, user: jax.Array
+  ) -> jax.Array:
+    """[R] log odds of comparisons [R] of seen users [R]."""
+    raise NotImplementedError
+
+  def sample(self, data: TaskArrays, key: jax.Array):
+    """A batch: comparisons [B] drawn with replacement."""
+    rows = data.train_rows
+    return rows[
+      jax.random.randint(key, (self.batch_size,), 0, rows.label.shape[0])
+    ]
+
+  def _mean(self, parameters, data, rows: Comparisons) -> jax.Array:
+    pairs = gather(data.table, rows)
+    z = self.logit_of_rows(parameters, pairs, rows.user)
+    return jnp.mean(logistic(z, pairs.label))
+
+  def loss(self, parameters, data: TaskArrays, batch, key, progress):
+    """() of one batch; `progress` in [0, 1] is the share of steps done."""
+    del key, progress
+    return self._mean(parameters, data, batch)
+
+  def validate(self, parameters, data: TaskArrays) -> jax.Array:
+    """() nats, what is stopped on."""
+    return self._mean(parameters, data, data.validation_rows)
+
+  def optimizer(self) -> optax.GradientTransformation:
+    return optax.adamw(self.learning_rate, weight_decay=self.weight_decay)
+
+  def descend(self, task: Task, key: jax.Array) -> Parameters:
+    init_key, key = jax.random.split(key)
+    data = task_arrays(task)
+    return minimise(self, self.init(data, init_key), data, key)[0]
+
+  def fit(self, task: Task, key: jax.Array) -> Parameters:
+    return self.descend(task, key)
+
+
+# One program for all tasks of equal shapes: the data are arguments.
+@functools.partial(jax.jit, static_argnums=0)
+def _run(method: Trained, carry, data: TaskArrays, key, numbers):
+  optimizer = method.optimizer()
+
+  def step(carry, number):
+    parameters, state = carry
+    batch_key, loss_key = jax.random.split(jax.random.fold_in(key, number))
+    gradient = jax.grad(method.loss)(
+      parameters,
+      data,
+      method.sample(data, batch_key),
+      loss_key,
+      number / method.num_steps,
+    )
+    updates, state = optimizer.update(gradient, state, parameters)
+    return (optax.apply_updates(parameters, updates), state), None
+
+  carry, _ = jax.lax.scan(step, carry, numbers)
+  return carry, method.validate(carry[0], data)
+
+
+def minimise(method: Trained, parameters, data: TaskArrays, key: jax.Array):
   """Keeps the parameters with the lowest validation loss.
 
   Args:
-    loss: (parameters, batch, key, progress in [0, 1]) -> scalar.
+    method: its losses, optimizer and number of steps.
     parameters: to start from.
-    sample: key -> batch, pure.
-    validate: parameters -> scalar.
-    optimizer: of optax.
-    num_steps, check_every: steps, and steps between validations.
+    data: to learn from.
     key: of batches and losses.
 
   Returns:
@@ -38,26 +136,11 @@ def minimise(
   Raises:
     InputError: if the validation loss is not finite.
   """
-
-  def step(carry, number):
-    parameters, state = carry
-    batch_key, loss_key = jax.random.split(jax.random.fold_in(key, number))
-    gradient = jax.grad(loss)(
-      parameters, sample(batch_key), loss_key, number / num_steps
-    )
-    updates, state = optimizer.update(gradient, state, parameters)
-    return (optax.apply_updates(parameters, updates), state), None
-
-  @jax.jit
-  def run(carry, numbers):
-    carry, _ = jax.lax.scan(step, carry, numbers)
-    return carry, validate(carry[0])
-
-  carry = parameters, optimizer.init(parameters)
+  carry = parameters, method.optimizer().init(parameters)
   best = np.inf, parameters, 0
-  for start in range(0, num_steps, check_every):
-    stop = min(start + check_every, num_steps)
-    carry, value = run(carry, jnp.arange(start, stop))
+  for start in range(0, method.num_steps, method.check_every):
+    stop = min(start + method.check_every, method.num_steps)
+    carry, value = _run(method, carry, data, key, jnp.arange(start, stop))
     if not np.isfinite(value):
       raise InputError(
         f'the validation loss is {value} after step {stop}: lower the '

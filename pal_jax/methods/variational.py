@@ -5,17 +5,18 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 
 from pal_jax.losses import logistic
-from pal_jax.methods.base import Method, Pairs, Task, gather
+from pal_jax.methods.base import Pairs
 from pal_jax.methods.context import (
   Attention,
   PairEncoder,
+  example_context,
   first_of,
+  inferred_loss,
   sample_users,
 )
-from pal_jax.methods.training import minimise
+from pal_jax.methods.training import TaskArrays, Trained
 
 
 class _Net(nn.Module):
@@ -56,7 +57,7 @@ class _Net(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Variational(Method):
+class Variational(Trained):
   """Poddar et al. 2024 (arXiv 2408.10075), variational preference learning.
 
   r(h, z) = MLP([h, z]), z ~ q(z | at most `context` answered pairs), a
@@ -80,45 +81,35 @@ class Variational(Method):
   def _net(self):
     return _Net(self.width, self.latent)
 
-  def fit(self, task: Task, key: jax.Array):
-    init_key, key = jax.random.split(key)
+  def init(self, data: TaskArrays, key):
+    return self._net().init(key, example_context(data, key, self.context))
+
+  def sample(self, data: TaskArrays, key):
+    return sample_users(data, key, self.users, self.context, self.targets)
+
+  def loss(self, parameters, data, batch, key, progress):
+    del data
     net = self._net()
-    example, _ = sample_users(task, init_key, 1, self.context, self.targets)
-    params = net.init(init_key, jax.tree.map(lambda x: x[0], example))
+    # Cyclic annealing (Fu et al. 2019): up in the first half of each cycle.
+    beta = self.beta * jnp.minimum(2.0 * ((progress * self.cycles) % 1.0), 1.0)
 
-    def loss(params, batch, key, progress):
-      # Cyclic annealing (Fu et al. 2019): up in the first half of each cycle.
-      beta = self.beta * jnp.minimum(
-        2.0 * ((progress * self.cycles) % 1.0), 1.0
+    def one(context, targets, key):
+      mean, log_variance = net.apply(parameters, context, method='encode')
+      noise = jax.random.normal(key, mean.shape)
+      z = mean + jnp.exp(0.5 * log_variance) * noise
+      r = net.apply(parameters, z, targets.items, method='reward')
+      each = logistic(r[:, 0] - r[:, 1], targets.label)
+      kl = 0.5 * jnp.sum(
+        jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance
       )
+      return _masked_mean(each, targets.mask) + beta * kl
 
-      def one(context, targets, key):
-        mean, log_variance = net.apply(params, context, method='encode')
-        noise = jax.random.normal(key, mean.shape)
-        z = mean + jnp.exp(0.5 * log_variance) * noise
-        r = net.apply(params, z, targets.items, method='reward')
-        each = logistic(r[:, 0] - r[:, 1], targets.label)
-        kl = 0.5 * jnp.sum(
-          jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance
-        )
-        return _masked_mean(each, targets.mask) + beta * kl
+    context, targets = batch
+    keys = jax.random.split(key, self.users)
+    return jnp.mean(jax.vmap(one)(context, targets, keys))
 
-      context, targets = batch
-      keys = jax.random.split(key, self.users)
-      return jnp.mean(jax.vmap(one)(context, targets, keys))
-
-    return minimise(
-      loss,
-      params,
-      lambda key: sample_users(
-        task, key, self.users, self.context, self.targets
-      ),
-      lambda params: validation_loss(self, params, task),
-      optimizer=optax.adamw(self.learning_rate, weight_decay=self.weight_decay),
-      num_steps=self.num_steps,
-      check_every=100,
-      key=key,
-    )[0]
+  def validate(self, parameters, data):
+    return inferred_loss(self, parameters, data)
 
   def adapt(self, parameters, support: Pairs) -> jax.Array:
     context = first_of(support, self.context)
@@ -132,25 +123,3 @@ class Variational(Method):
 
 def _masked_mean(x, mask):
   return jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
-
-
-def validation_loss(method: Method, params, task: Task) -> jax.Array:
-  """Of seen users' validation items, inferred from 0 and from all answers."""
-
-  def one(args):
-    support, queries = (gather(task.table, c) for c in args)
-
-    def loss(support):
-      state = method.adapt(params, support)
-      z = jax.vmap(
-        lambda prompt, items: method.logit(
-          params, state, prompt, items[0], items[1]
-        )
-      )(queries.prompt, queries.items)
-      return jnp.sum(jnp.where(queries.mask, logistic(z, queries.label), 0.0))
-
-    nobody = support.replace(mask=jnp.zeros_like(support.mask))
-    return 0.5 * (loss(support) + loss(nobody))
-
-  total = jax.lax.map(one, (task.train, task.validation), batch_size=32)
-  return jnp.sum(total) / jnp.maximum(jnp.sum(task.validation.mask), 1)

@@ -1,0 +1,288 @@
+"""Every family of methods under one protocol, on people who disagree.
+
+  python -m experiments.benchmark --config=configs/benchmark.py:shipped
+
+tunes each method on validation users, runs every (dataset, method, seed), and
+writes to results/benchmark a table and few-shot curves a dataset, a
+calibration plot, results.json (a list of rows {method, dataset, seed, n,
+metric, mean, low, high}) and report.md. Finished cells are kept in
+FOLDER/cells: the same command goes on where it was stopped. See
+configs/benchmark.py for the datasets; --config.methods=btl,pal_a
+--config.datasets=persona_partition --config.seeds=2 run a part.
+"""
+
+import concurrent.futures
+import json
+import multiprocessing
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+from tqdm import tqdm
+
+from pal_jax import cli
+from pal_jax.audit import audit, render
+from pal_jax.benchmark import jobs
+from pal_jax.benchmark.page import (
+  PAL,
+  choose_pal,
+  control_table,
+  dataset_table,
+  score,
+  totals,
+  verdicts,
+)
+from pal_jax.benchmark.plots import draw_calibration, draw_curves
+from pal_jax.benchmark.summary import cell_rows
+from pal_jax.errors import InputError
+from pal_jax.writer import to_json, write_text
+
+_CONFIG = config_flags.DEFINE_config_file('config', 'configs/benchmark.py')
+_OUT = flags.DEFINE_string('out', 'results/benchmark', 'Folder of the results.')
+_CELLS = flags.DEFINE_string(
+  'cells', '', 'Folder of finished cells; empty: cells/ in the folder out.'
+)
+_WORKERS = flags.DEFINE_integer(
+  'workers', 0, 'Processes; 0: one a CPU core.', lower_bound=0
+)
+
+
+def _start_worker(cores: tuple[int, ...], counter) -> None:
+  """Each worker has a core of its own: two that share two cores are slower."""
+  with counter.get_lock():
+    number = counter.value
+    counter.value += 1
+  if hasattr(os, 'sched_setaffinity'):
+    os.sched_setaffinity(0, {cores[number % len(cores)]})
+
+
+def _work(config: dict, folder: str, dataset: str, method: str) -> str:
+  """Runs a job in a worker; what a person can mend comes back as text."""
+  plan = jobs.make_plan(ConfigDict(config))
+  try:
+    jobs.run_job(plan, Path(folder), dataset, method)
+  except InputError as error:
+    return str(error)
+  return ''
+
+
+def run_jobs(plan: jobs.Plan, folder: Path, workers: int) -> list[str]:
+  """Runs what is missing; returns what went wrong.
+
+  Progress counts cells, also those of jobs under way.
+  """
+  todo = [
+    (dataset, method)
+    for dataset in plan.datasets
+    for method in plan.methods
+    if jobs.count_finished(plan, folder, dataset, method) < len(plan.seeds)
+  ]
+  every = [(d, m) for d in plan.datasets for m in plan.methods]
+
+  def finished():
+    return sum(jobs.count_finished(plan, folder, *job) for job in every)
+
+  total = len(every) * len(plan.seeds)
+  problems: list[str] = []
+  with tqdm(total=total, initial=finished(), unit='cell') as bar:
+
+    def show():
+      bar.update(finished() - bar.n)
+
+    config = plan.config.to_dict()
+    if workers == 1:
+      for job in todo:
+        bar.set_postfix_str(' '.join(job))
+        problems += filter(None, [_work(config, str(folder), *job)])
+        show()
+      return problems
+    cores = (
+      tuple(sorted(os.sched_getaffinity(0)))
+      if hasattr(os, 'sched_getaffinity')
+      else tuple(range(workers))
+    )
+    # Not fork: JAX has threads.
+    context = multiprocessing.get_context('spawn')
+    with concurrent.futures.ProcessPoolExecutor(
+      workers,
+      mp_context=context,
+      initializer=_start_worker,
+      initargs=(cores, context.Value('i', 0)),
+    ) as pool:
+      waiting = {
+        pool.submit(_work, config, str(folder), *job): job for job in todo
+      }
+      while waiting:
+        done, _ = concurrent.futures.wait(waiting, timeout=2)
+        for future in done:
+          job = waiting.pop(future)
+          problem = future.result()
+          if problem:
+            problems.append(problem)
+            bar.write(f'failed: {problem}', file=sys.stderr)
+          bar.set_postfix_str(' '.join(job))
+        show()
+  return problems
+
+
+def collect(plan: jobs.Plan, folder: Path) -> dict[str, list]:
+  """{dataset: finished cells}."""
+  found = {}
+  for dataset in plan.datasets:
+    cells = [
+      jobs.finished_cell(plan, folder, dataset, method, seed)
+      for method in plan.methods
+      for seed in plan.seeds
+    ]
+    found[dataset] = [cell for cell in cells if cell is not None]
+  return {name: cells for name, cells in found.items() if cells}
+
+
+def rows_of(cells: list) -> list[dict]:
+  """Rows of one dataset's cells."""
+  reference = {cell.seed: cell for cell in cells if cell.method == 'btl'}
+  return [
+    row for cell in cells for row in cell_rows(cell, reference.get(cell.seed))
+  ]
+
+
+def write_results(
+  plan: jobs.Plan, folder: Path, out: Path, command: str, problems: list[str]
+) -> None:
+  """Everything a reader gets, from finished cells alone."""
+  cells = collect(plan, folder)
+  if not cells:
+    raise InputError('no cell could be run: ' + '; '.join(problems))
+  rows, all_scores, parts, chosen, audits = [], [], [], {}, {}
+  for dataset, mine in tqdm(cells.items(), desc='tables', unit='dataset'):
+    found = rows_of(mine)
+    rows += found
+    scores = score(dataset, mine)
+    all_scores.append(scores)
+    tuned = {
+      method: jobs.read_tuning(plan, folder, dataset, method)
+      for method in scores.cells
+    }
+    pal = choose_pal({m: t for m, t in tuned.items() if t['nll'][0]})
+    pal = pal or next((m for m in PAL if m in scores.cells), None)
+    if pal:
+      chosen[dataset] = pal
+    write_text(out / f'{dataset}.md', dataset_table(scores, command))
+    draw_curves(out / f'{dataset}.png', scores)
+    audits[dataset] = render(
+      audit(jobs.load_data(plan, dataset, plan.seeds[0], True)[0])
+    )
+    parts.append(_section(dataset, scores, found, tuned, pal))
+  lines = [json.dumps(to_json(_rounded(row))) for row in rows]
+  write_text(out / 'results.json', '[\n' + ',\n'.join(lines) + '\n]\n')
+  draw_calibration(out / 'calibration.png', all_scores, chosen)
+  write_text(
+    out / 'report.md',
+    _report(command, plan, all_scores, chosen, parts, problems),
+  )
+  write_text(
+    out / 'audit.md',
+    '\n'.join(f'<!-- {d} -->\n## {d}\n\n{text}' for d, text in audits.items()),
+  )
+
+
+def _rounded(row: dict) -> dict:
+  return {k: round(v, 5) if isinstance(v, float) else v for k, v in row.items()}
+
+
+def _section(dataset, scores, rows, tuned, pal) -> str:
+  first = next(iter(scores.cells.values()))[0]
+  sizes = [
+    f'{len(c.meta["seen_users"])} + {len(c.meta["unseen_users"])}'
+    for c in next(iter(scores.cells.values()))
+  ]
+  prints = ', '.join(f'{k} {v}' for k, v in first.meta['fingerprint'].items())
+  lines = [
+    f'## {dataset}',
+    '',
+    f'Table: [{dataset}.md]({dataset}.md). Seen + unseen users by seed: '
+    f'{", ".join(sizes)}; {first.meta["train_comparisons"]} training '
+    f'comparisons in seed {first.seed}. Hashes in seed {first.seed}: {prints}.',
+    '',
+    f'![curves]({dataset}.png)',
+    '',
+  ]
+  if pal:
+    lines += [f'PAL here is `{pal}`, chosen on validation users.', '']
+    lines += [*verdicts(scores, pal), '']
+  lines += [
+    'Controls (accuracy, mean over seeds):',
+    '',
+    *control_table(rows),
+    '',
+  ]
+  lines += ['Settings chosen on validation users of seed 0:', '']
+  for method, choice in tuned.items():
+    if choice['nll'][0] is None:
+      continue
+    tried = ', '.join(f'{x:.4f}' for x in choice['nll'])
+    lines.append(
+      f'- {method}: number {choice["index"] + 1} of {len(choice["nll"])} '
+      f'(NLL {tried})'
+    )
+  return '\n'.join([*lines, ''])
+
+
+def _report(command, plan, all_scores, chosen, parts, problems) -> str:
+  lines = [
+    '# Benchmark',
+    '',
+    f'    {command}',
+    '',
+    f'Seeds {", ".join(map(str, plan.seeds))}. Unseen users adapt from n of '
+    f'their own comparisons ({plan.config.resamples} random orders, the same '
+    'for all methods) and are asked about items nobody was trained on. '
+    'Settings were chosen on validation users, who are seen users, of seed 0. '
+    'A win or a loss is a paired 95% bootstrap interval over people that '
+    'excludes zero. Controls at the largest n: "swapped users" gives each user '
+    'another\'s state, "shuffled support" answers of anybody, "flipped '
+    'labels" the opposite answers; no adaptation is n = 0. Majority and '
+    'minority are pairs in which the user sides with, or against, `btl`. What '
+    'formatting, length and order give away is in [audit.md](audit.md).',
+    '',
+    '## Where PAL wins, ties and loses',
+    '',
+    'Over datasets and n:',
+    '',
+    *totals(all_scores, chosen),
+    '',
+    '![calibration](calibration.png)',
+    '',
+  ]
+  if problems:
+    lines += ['Not run:', '', *(f'- {p}' for p in problems), '']
+  return '\n'.join([*lines, *parts])
+
+
+def main() -> None:
+  plan = jobs.make_plan(_CONFIG.value)
+  out = Path(_OUT.value)
+  folder = Path(_CELLS.value) if _CELLS.value else out / 'cells'
+  # The first dataset of each kind shows whether its folder is there.
+  for dataset in plan.datasets:
+    jobs.load_data(plan, dataset, plan.seeds[0], True)
+  folder.mkdir(parents=True, exist_ok=True)
+  workers = _WORKERS.value or len(os.sched_getaffinity(0))
+  begin = time.perf_counter()
+  problems = run_jobs(plan, folder, min(workers, len(plan.methods)))
+  print(f'cells took {time.perf_counter() - begin:.0f} s', file=sys.stderr)
+  command = shlex.join(['python', '-m', 'experiments.benchmark', *sys.argv[1:]])
+  write_results(plan, folder, out, command, problems)
+  if problems:
+    raise InputError(
+      f'{len(problems)} jobs failed, the results are of the others: '
+      + '; '.join(problems)
+    )
+
+
+if __name__ == '__main__':
+  cli.run(main)

@@ -1,0 +1,1 @@
+"""All methods under one protocol (METHOD sections 5 to 7)."""

@@ -1,0 +1,215 @@
+"""The methods of the benchmark by name, each with the settings it may try.
+
+Settings stand in order of preference, the published or the simplest first; no
+method has more than BUDGET.
+"""
+
+import dataclasses
+
+import ml_collections
+
+from configs import base
+from pal_jax.errors import InputError
+from pal_jax.methods.base import Method
+from pal_jax.methods.distributional import Distributional
+from pal_jax.methods.em import Em
+from pal_jax.methods.homogeneous import BradleyTerry, BradleyTerryMlp, Random
+from pal_jax.methods.neighbours import Neighbours
+from pal_jax.methods.neural_process import NeuralProcess
+from pal_jax.methods.pal import Pal
+from pal_jax.methods.per_user import PerUser
+from pal_jax.methods.reward_features import RewardFeatures
+from pal_jax.methods.router import ContextRouter
+from pal_jax.methods.surface import Surface
+from pal_jax.methods.training import Trained
+from pal_jax.methods.variational import Variational
+
+BUDGET = 6
+
+
+def pal(start: str = 'random', **changes) -> Pal:
+  """PAL by the base config with fields changed.
+
+  Args:
+    start: as `Pal.start`.
+    **changes: of fields, `model__num_prototypes=2`.
+  """
+  config = base.get_config()
+  del config.data, config.features
+  for name, value in changes.items():
+    *path, last = name.split('__')
+    part = config
+    for each in path:
+      part = part[each]
+    part[last] = value
+  if config.model.projector == 'identity' or config.model.residual:
+    config.model.width = 0  # D, whatever it is
+    config.optimizer.groups.projectors.optional = True
+  if start != 'random':
+    # From a solution, not from noise: small steps for the points.
+    groups = config.optimizer.groups
+    groups.points.pattern = '^prototypes$'
+    groups.points.learning_rate = 1e-4
+    groups.users = ml_collections.ConfigDict(
+      {
+        'pattern': '^(user_logits|class_logits)$',
+        'learning_rate': 0.03,
+        'weight_decay': 0.0,
+        'optional': False,
+      }
+    )
+  return Pal(ml_collections.FrozenConfigDict(config), start)
+
+
+_USER_MIXTURE = {
+  'model__membership': 'mixture_likelihood',
+  'model__mixture_level': 'user',
+  'train__batching': 'users',
+}
+_LORE = {'model__preference': 'inner_product', 'model__projector': 'identity'}
+
+
+def _grid(make, **options) -> tuple[Method, ...]:
+  """One setting for each place in the options."""
+  (length,) = {len(values) for values in options.values()}
+  return tuple(
+    make(**{name: values[i] for name, values in options.items()})
+    for i in range(length)
+  )
+
+
+CATALOGUE: dict[str, tuple[Method, ...]] = {
+  'random': (Random(),),
+  'length': (Surface(),),
+  'formatting': (Surface(kind='formatting'),),
+  'btl': (BradleyTerry(),),
+  'btl_mlp': _grid(
+    BradleyTerryMlp,
+    hidden=(64, 64, 256, 256),
+    weight_decay=(1e-2, 1.0, 1e-2, 1.0),
+    learning_rate=(1e-3, 3e-4, 3e-4, 1e-4),
+  ),
+  'dpl': (
+    Distributional(),
+    Distributional(learning_rate=3e-4, weight_decay=1.0),
+    Distributional(kind='categorical'),
+    Distributional(kind='categorical', learning_rate=3e-4, weight_decay=1.0),
+  ),
+  'per_user': (PerUser(),),
+  'em': _grid(Em, num_classes=(1, 2, 3, 4, 6, 8)),
+  'em_hard': _grid(Em, num_classes=(2, 4, 8), hard=(True, True, True)),
+  'rfm': _grid(
+    RewardFeatures,
+    num_features=(8, 8, 8, 32, 32, 8),
+    hidden=(0, 0, 0, 0, 0, 64),
+    weight_decay=(1e-2, 1.0, 10.0, 1.0, 10.0, 1.0),
+  ),
+  'pref': _grid(
+    RewardFeatures,
+    svd=(True,) * 6,
+    num_features=(2, 4, 8, 8, 32, 8),
+    learning_rate=(1e-4, 1e-4, 1e-4, 1e-3, 1e-4, 1e-4),
+    weight_decay=(1.0, 1.0, 1.0, 1e-2, 1.0, 10.0),
+  ),
+  'lore': tuple(
+    pal(
+      **_LORE,
+      model__num_prototypes=k,
+      optimizer__groups__points__learning_rate=rate,
+    )
+    for k, rate in (
+      (2, 1e-2),
+      (5, 1e-2),
+      (10, 1e-2),
+      (2, 1e-3),
+      (5, 1e-3),
+      (10, 1e-3),
+    )
+  ),
+  'neighbours': tuple(
+    Neighbours(base_, temperature)
+    for base_ in (
+      RewardFeatures(),
+      RewardFeatures(
+        svd=True, learning_rate=1e-4, weight_decay=1.0, num_features=8
+      ),
+    )
+    for temperature in (0.07, 0.02)
+  ),
+  'micro': _grid(
+    ContextRouter,
+    num_rewards=(10, 10, 4, 4),
+    entropy=(0.5, 0.1, 0.5, 0.1),
+  ),
+  'vpl': _grid(
+    Variational,
+    beta=(3e-6, 1e-4, 0.0, 1e-4),
+    weight_decay=(1e-3, 1e-3, 1e-3, 1.0),
+  ),
+  'np_btl': _grid(
+    NeuralProcess,
+    learning_rate=(3e-4, 1e-4, 1e-3, 1e-4),
+    weight_decay=(1e-3, 1e-3, 1e-3, 1.0),
+  ),
+  # Settings of PAL: see the README on which to use when.
+  'pal_a': (
+    pal(model__num_prototypes=1),
+    pal(model__num_prototypes=4),
+    pal(model__num_prototypes=8),
+    pal('em', model__projector='identity', model__num_prototypes=2),
+    pal('em', model__projector='identity', model__num_prototypes=4),
+    pal('em', model__projector='identity', model__num_prototypes=8),
+  ),
+  'pal_b': tuple(
+    pal(model__name='pal_b', model__num_prototypes=k, model__preference=form)
+    for k, form in (
+      (1, 'cosine'),
+      (4, 'cosine'),
+      (1, 'squared_distance'),
+      (4, 'squared_distance'),
+      (8, 'squared_distance'),
+    )
+  ),
+}
+
+
+def candidates(
+  name: str, max_candidates: int = 0, max_steps: int = 0
+) -> tuple[Method, ...]:
+  """The settings of a method.
+
+  Args:
+    name: a key of CATALOGUE.
+    max_candidates: at most so many, the first; 0: all.
+    max_steps: at most so many steps of gradient descent; 0: as they are.
+
+  Raises:
+    InputError: if the name is unknown.
+  """
+  if name not in CATALOGUE:
+    raise InputError(
+      f'methods: {name!r} is unknown: expected all, or of '
+      f'{", ".join(CATALOGUE)}'
+    )
+  found = CATALOGUE[name]
+  found = found[:max_candidates] if max_candidates else found
+  return tuple(_shorter(m, max_steps) for m in found) if max_steps else found
+
+
+def _shorter(method: Method, steps: int) -> Method:
+  if isinstance(method, Pal):
+    config = ml_collections.ConfigDict(method.config.to_dict())
+    config.train.num_steps = min(steps, config.train.num_steps)
+    config.train.checkpoint_every = min(steps, config.train.checkpoint_every)
+    config.train.log_every = config.train.checkpoint_every
+    config.optimizer.warmup_steps = min(
+      steps // 4, config.optimizer.warmup_steps
+    )
+    return dataclasses.replace(
+      method, config=ml_collections.FrozenConfigDict(config)
+    )
+  if isinstance(method, Neighbours):
+    return dataclasses.replace(method, base=_shorter(method.base, steps))
+  if isinstance(method, Trained):
+    return dataclasses.replace(method, num_steps=min(steps, method.num_steps))
+  return method
