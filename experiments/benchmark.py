@@ -20,6 +20,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
@@ -51,8 +52,13 @@ _WORKERS = flags.DEFINE_integer(
 )
 
 
-def _start_worker(cores: tuple[int, ...], counter) -> None:
-  """Each worker has a core of its own: two that share two cores are slower."""
+def _start_worker(cores: tuple[int, ...], counter, cache: str) -> None:
+  """Each worker has a core of its own: two that share two cores are slower.
+
+  What is compiled is kept on disk: seeds of equal shapes share it.
+  """
+  jax.config.update('jax_compilation_cache_dir', cache)
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   with counter.get_lock():
     number = counter.value
     counter.value += 1
@@ -111,7 +117,7 @@ def run_jobs(plan: jobs.Plan, folder: Path, workers: int) -> list[str]:
       workers,
       mp_context=context,
       initializer=_start_worker,
-      initargs=(cores, context.Value('i', 0)),
+      initargs=(cores, context.Value('i', 0), str(folder / 'compiled')),
     ) as pool:
       waiting = {
         pool.submit(_work, config, str(folder), *job): job for job in todo
@@ -263,6 +269,16 @@ def _report(command, plan, all_scores, chosen, parts, problems) -> str:
   return '\n'.join([*lines, *parts])
 
 
+def _command() -> str:
+  """How to run this again; where the data lie is the reader's own matter."""
+  flags_ = [
+    f'{a.split("=")[0]}=FOLDER' if a.startswith('--config.paths.') else a
+    for a in sys.argv[1:]
+    if not a.startswith(('--cells', '--workers'))
+  ]
+  return shlex.join(['python', '-m', 'experiments.benchmark', *flags_])
+
+
 def main() -> None:
   plan = jobs.make_plan(_CONFIG.value)
   out = Path(_OUT.value)
@@ -275,8 +291,7 @@ def main() -> None:
   begin = time.perf_counter()
   problems = run_jobs(plan, folder, min(workers, len(plan.methods)))
   print(f'cells took {time.perf_counter() - begin:.0f} s', file=sys.stderr)
-  command = shlex.join(['python', '-m', 'experiments.benchmark', *sys.argv[1:]])
-  write_results(plan, folder, out, command, problems)
+  write_results(plan, folder, out, _command(), problems)
   if problems:
     raise InputError(
       f'{len(problems)} jobs failed, the results are of the others: '

@@ -31,8 +31,8 @@ STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 EVIDENCES = (0.5, 1.0, 1.5, 2.0, 3.0)
 POOLINGS = (0.0, 0.1, 0.2, 0.3, 0.5)
 COUNTS = (0, 1, 2, 5, 10, 20)  # comparisons that these are chosen for
-MAX_ATOMS = 512
-MAX_USERS = 4096  # users that they are chosen on
+MAX_ATOMS = 256
+MAX_USERS = 512  # users that they are chosen on
 # Share of the prior that is spread evenly over the atoms: people that no seen
 # user resembled stay possible.
 SPREAD = 0.1

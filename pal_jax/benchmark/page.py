@@ -94,8 +94,8 @@ def dataset_table(scores: Scores, command: str) -> str:
     '',
     f'Unseen users, unseen items, seeds {", ".join(map(str, scores.seeds))}: '
     'mean [95% bootstrap interval over people]. **Bold**: better than every '
-    'other method by the paired interval; †: not told from the best. n comparisons of each new user were '
-    'known.',
+    'other method by the paired interval; †: not told from the best. n '
+    'comparisons of each new user were known.',
     '',
     f'    {command}',
     '',

@@ -36,6 +36,8 @@ def pal(start: str = 'random', **changes) -> Pal:
   """
   config = base.get_config()
   del config.data, config.features
+  # New users get the posterior: nobody asks for the point estimate's strength.
+  config.adaptation.strength = 1.0
   for name, value in changes.items():
     *path, last = name.split('__')
     part = config
@@ -85,9 +87,8 @@ CATALOGUE: dict[str, tuple[Method, ...]] = {
   'btl': (BradleyTerry(),),
   'btl_mlp': _grid(
     BradleyTerryMlp,
-    hidden=(64, 64, 256, 256),
-    weight_decay=(1e-2, 1.0, 1e-2, 1.0),
-    learning_rate=(1e-3, 3e-4, 3e-4, 1e-4),
+    weight_decay=(1e-2, 1.0, 1.0),
+    learning_rate=(1e-3, 1e-3, 1e-4),
   ),
   'dpl': (
     Distributional(),
@@ -96,20 +97,20 @@ CATALOGUE: dict[str, tuple[Method, ...]] = {
     Distributional(kind='categorical', learning_rate=3e-4, weight_decay=1.0),
   ),
   'per_user': (PerUser(),),
-  'em': _grid(Em, num_classes=(1, 2, 3, 4, 6, 8)),
+  'em': _grid(Em, num_classes=(2, 3, 4, 6, 8)),
   'em_hard': _grid(Em, num_classes=(2, 4, 8), hard=(True, True, True)),
   'rfm': _grid(
     RewardFeatures,
-    num_features=(8, 8, 8, 32, 32, 8),
-    hidden=(0, 0, 0, 0, 0, 64),
-    weight_decay=(1e-2, 1.0, 10.0, 1.0, 10.0, 1.0),
+    num_features=(8, 8, 32, 8, 32),
+    hidden=(0, 0, 0, 64, 64),
+    weight_decay=(1e-2, 10.0, 10.0, 1.0, 1.0),
   ),
   'pref': _grid(
     RewardFeatures,
-    svd=(True,) * 6,
-    num_features=(2, 4, 8, 8, 32, 8),
-    learning_rate=(1e-4, 1e-4, 1e-4, 1e-3, 1e-4, 1e-4),
-    weight_decay=(1.0, 1.0, 1.0, 1e-2, 1.0, 10.0),
+    svd=(True,) * 5,
+    num_features=(2, 4, 8, 8, 32),
+    learning_rate=(1e-4, 1e-4, 1e-4, 1e-3, 1e-4),
+    weight_decay=(1.0, 1.0, 1.0, 1e-2, 1.0),
   ),
   'lore': tuple(
     pal(
@@ -117,57 +118,53 @@ CATALOGUE: dict[str, tuple[Method, ...]] = {
       model__num_prototypes=k,
       optimizer__groups__points__learning_rate=rate,
     )
-    for k, rate in (
-      (2, 1e-2),
-      (5, 1e-2),
-      (10, 1e-2),
-      (2, 1e-3),
-      (5, 1e-3),
-      (10, 1e-3),
-    )
+    for k, rate in ((5, 1e-2), (10, 1e-2), (2, 1e-3), (5, 1e-3), (10, 1e-3))
   ),
   'neighbours': tuple(
-    Neighbours(base_, temperature)
-    for base_ in (
+    Neighbours(features, temperature)
+    for features in (
       RewardFeatures(),
-      RewardFeatures(
-        svd=True, learning_rate=1e-4, weight_decay=1.0, num_features=8
-      ),
+      RewardFeatures(svd=True, learning_rate=1e-4, weight_decay=1.0),
     )
     for temperature in (0.07, 0.02)
   ),
   'micro': _grid(
     ContextRouter,
-    num_rewards=(10, 10, 4, 4),
-    entropy=(0.5, 0.1, 0.5, 0.1),
+    num_rewards=(10, 10, 4),
+    entropy=(0.5, 0.1, 0.5),
   ),
-  'vpl': _grid(
-    Variational,
-    beta=(3e-6, 1e-4, 0.0, 1e-4),
-    weight_decay=(1e-3, 1e-3, 1e-3, 1.0),
-  ),
+  'vpl': _grid(Variational, beta=(3e-6, 1e-4, 0.0)),
   'np_btl': _grid(
     NeuralProcess,
-    learning_rate=(3e-4, 1e-4, 1e-3, 1e-4),
-    weight_decay=(1e-3, 1e-3, 1e-3, 1.0),
+    learning_rate=(3e-4, 1e-3, 1e-4),
+    weight_decay=(1e-3, 1e-3, 1.0),
   ),
-  # Settings of PAL: see the README on which to use when.
+  # When to use which: see the README.
   'pal_a': (
-    pal(model__num_prototypes=1),
-    pal(model__num_prototypes=4),
-    pal(model__num_prototypes=8),
-    pal('em', model__projector='identity', model__num_prototypes=2),
+    pal('em', model__projector='identity', model__num_prototypes=1),
     pal('em', model__projector='identity', model__num_prototypes=4),
     pal('em', model__projector='identity', model__num_prototypes=8),
+    # For one or a few features without noise.
+    pal(
+      model__num_prototypes=2,
+      model__membership='partition',
+      model__dropout=0.0,
+      optimizer__groups__projectors__learning_rate=3e-3,
+    ),
+    pal(model__num_prototypes=8, model__preference='inner_product'),
+    pal(
+      model__num_prototypes=16,
+      model__width=128,
+      model__preference='inner_product',
+    ),
   ),
   'pal_b': tuple(
     pal(model__name='pal_b', model__num_prototypes=k, model__preference=form)
     for k, form in (
       (1, 'cosine'),
       (4, 'cosine'),
-      (1, 'squared_distance'),
       (4, 'squared_distance'),
-      (8, 'squared_distance'),
+      (8, 'inner_product'),
     )
   ),
 }

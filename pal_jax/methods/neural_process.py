@@ -55,10 +55,10 @@ class NeuralProcess(Trained):
   width: int = 256
   context: int = 10
   targets: int = 20
-  users: int = 32
+  users: int = 16
   learning_rate: float = 3e-4
   weight_decay: float = 1e-3
-  num_steps: int = 2000
+  num_steps: int = 1500
 
   def _net(self):
     return _Net(self.width)

@@ -55,6 +55,7 @@ class Trained(Method):
   weight_decay: float = 1e-2
   num_steps: int = 1000
   check_every: int = 100  # steps between validations
+  patience: int = 5  # validations without a new best, after which it stops
   batch_size: int = 256
 
   def init(self, data: TaskArrays, key: jax.Array) -> Parameters:
@@ -148,4 +149,6 @@ def minimise(method: Trained, parameters, data: TaskArrays, key: jax.Array):
       )
     if value < best[0]:
       best = float(value), carry[0], stop
+    elif stop - best[2] >= method.patience * method.check_every:
+      break
   return best[1], best[0], best[2]

@@ -68,13 +68,13 @@ class Variational(Trained):
   """
 
   latent: int = 512
-  width: int = 512
+  width: int = 256  # of the encoder and of the reward
   context: int = 8
   targets: int = 16
-  users: int = 32
+  users: int = 16
   beta: float = 3e-6
   cycles: int = 4
-  learning_rate: float = 1e-4
+  learning_rate: float = 3e-4
   weight_decay: float = 1e-3
   num_steps: int = 1500
 

@@ -1,22 +1,28 @@
 """methods: what every family promises, on planted people."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import optax
 import pytest
 
 from configs import tiny
 from pal_jax import methods
 from pal_jax.data.dataset import UNSEEN_ITEMS
 from pal_jax.errors import InputError
+from pal_jax.methods import catalogue
 from pal_jax.methods.context import sample_users
-from pal_jax.methods.training import minimise
+from pal_jax.methods.pal import _from_classes
+from pal_jax.methods.surface import Surface
+from pal_jax.methods.training import Trained, minimise, task_arrays
 from pal_jax.metrics import evaluate_logits
 from pal_jax.train import create_experiment
 
+LINEAR = {'model__projector': 'identity', 'model__num_prototypes': 2}
 SMALL = {'learning_rate': 3e-3, 'num_steps': 200}
 
 
@@ -38,7 +44,7 @@ def make_config():
 METHODS = {
   'random': methods.Random(),
   'btl': methods.BradleyTerry(),
-  'btl_mlp': methods.BradleyTerry(hidden=8, **SMALL),
+  'btl_mlp': methods.BradleyTerryMlp(hidden=8, **SMALL),
   'per_user': methods.PerUser(),
   'em': methods.Em(num_classes=2),
   'em_hard': methods.Em(num_classes=2, hard=True),
@@ -50,14 +56,25 @@ METHODS = {
   ),
   'dpl': methods.Distributional(hidden=8, **SMALL),
   'dpl_categorical': methods.Distributional(
-    'categorical', hidden=8, num_atoms=5, **SMALL
+    kind='categorical', hidden=8, num_atoms=5, **SMALL
   ),
   'micro': methods.ContextRouter(num_rewards=3, hidden=8, **SMALL),
   'np_btl': methods.NeuralProcess(width=16, **SMALL),
   'vpl': methods.Variational(latent=8, width=16, **SMALL),
   'pal': methods.Pal(ml_collections.FrozenConfigDict(make_config())),
+  'pal_em': catalogue.pal('em', **LINEAR, train__num_steps=100),
+  'length': Surface(),
+  'formatting': Surface(kind='formatting'),
 }
-STATELESS = {'random', 'btl', 'btl_mlp', 'dpl', 'dpl_categorical'}
+STATELESS = {
+  'random',
+  'btl',
+  'btl_mlp',
+  'dpl',
+  'dpl_categorical',
+  'length',
+  'formatting',
+}
 # `micro` learns its rewards without user ids: of people who contradict each
 # other exactly, it learns nothing.
 PERSONAL = set(METHODS) - STATELESS - {'micro'}
@@ -65,20 +82,21 @@ every_method = pytest.mark.parametrize('name', sorted(METHODS))
 
 
 @functools.cache
-def planted():
+def planted(name='btl'):
+  """The task as a method sees it, and the dataset."""
   experiment = create_experiment(make_config())
-  task = methods.make_task(experiment.dataset, experiment.table)
-  return task, experiment.dataset
+  table = METHODS[name].view(experiment.dataset, experiment.table)
+  return methods.make_task(experiment.dataset, table), experiment.dataset
 
 
 @functools.cache
 def fitted(name):
-  task, _ = planted()
+  task, _ = planted(name)
   return METHODS[name].fit(task, jax.random.key(0))
 
 
 def answer(name, support, queries):
-  task, _ = planted()
+  task, _ = planted(name)
   method, parameters = METHODS[name], fitted(name)
   states = methods.adapt_users(method, parameters, task.table, support)
   z = methods.predict_users(method, parameters, states, task.table, queries)
@@ -108,7 +126,7 @@ def test_a_new_user_is_served_better_with_answers(name):
 
 @every_method
 def test_seen_users_are_above_one_score(name):
-  task, dataset = planted()
+  task, dataset = planted(name)
   method, parameters = METHODS[name], fitted(name)
   states = method.seen_states(parameters, task)
   queries = dataset.seen[UNSEEN_ITEMS]
@@ -210,7 +228,9 @@ def test_hedge_multiplies_the_routers_weights_by_likelihoods():
 
 def test_contexts_and_targets_share_no_comparison():
   task, _ = planted()
-  context, targets = sample_users(task, jax.random.key(1), 50, 10, 20)
+  context, targets = sample_users(
+    task_arrays(task), jax.random.key(1), 50, 10, 20
+  )
   assert context.label.shape == (50, 10) and targets.label.shape == (50, 20)
   counts = np.asarray(context.mask).sum(1)
   assert counts.min() == 0 and counts.max() == 10
@@ -235,28 +255,102 @@ def test_more_than_a_context_is_not_looked_at(name):
 # The loop.
 
 
-def descend(loss, validate, num_steps=20, learning_rate=0.1):
-  import optax
+@dataclasses.dataclass(frozen=True)
+class Slope(Trained):
+  """One number whose loss is itself: it falls by learning_rate a step."""
 
-  return minimise(
-    lambda x, batch, key, progress: loss(x),
-    jnp.float32(1.0),
-    lambda key: None,
-    validate,
-    optimizer=optax.sgd(learning_rate),
-    num_steps=num_steps,
-    check_every=5,
-    key=jax.random.key(0),
-  )
+  learning_rate: float = 0.1
+  num_steps: int = 20
+  check_every: int = 5
+  broken: bool = False
+
+  def init(self, data, key):
+    return jnp.float32(1.0)
+
+  def sample(self, data, key):
+    return None
+
+  def loss(self, parameters, data, batch, key, progress):
+    return parameters
+
+  def validate(self, parameters, data):
+    return parameters * jnp.nan if self.broken else jnp.abs(parameters)
+
+  def optimizer(self):
+    return optax.sgd(self.learning_rate)
 
 
 def test_the_loop_keeps_the_best_of_validation():
-  # x falls by 0.1 a step; validation is best at 0, after ten steps.
-  x, value, step = descend(lambda x: x, jnp.abs)
+  # Validation is best at 0, after ten steps.
+  x, value, step = minimise(Slope(), jnp.float32(1.0), None, jax.random.key(0))
   assert step == 10
   np.testing.assert_allclose([x, value], 0, atol=1e-6)
 
 
 def test_the_loop_refuses_to_go_on_without_a_number():
   with pytest.raises(InputError, match='step 5.*learning rate'):
-    descend(lambda x: x, lambda x: jnp.nan * x)
+    minimise(Slope(broken=True), jnp.float32(1.0), None, jax.random.key(0))
+
+
+# The start of PAL.
+
+
+def test_pal_starts_at_the_rewards_that_em_found():
+  """Without a step of training the logits of each class are EM's."""
+  task, dataset = planted()
+  method = catalogue.pal(
+    'em',
+    **LINEAR,
+    train__num_steps=1,
+    train__log_every=1,
+    train__checkpoint_every=1,
+    optimizer__groups__projectors__optional=True,
+  )
+  model = method._model(task.num_users, task.table.items.shape[-1])
+  classes = methods.Em(num_classes=2).fit(task, jax.random.key(0))
+  params = _from_classes(
+    model, classes, task, 0, {'log_scale': jnp.zeros(()), 'prototypes': 0}
+  )
+  pairs = methods.gather(task.table, dataset.unseen[UNSEEN_ITEMS][0])
+  params['log_temperature'] = jnp.zeros(())
+  delta = model.apply(
+    {'params': params}, pairs.items, params['prototypes'], method='deltas'
+  )
+  np.testing.assert_allclose(
+    delta, pairs.difference @ classes.v.T, rtol=1e-3, atol=2e-3
+  )
+  users = np.exp(params['user_logits'])
+  np.testing.assert_allclose(users.sum(-1), 1, rtol=1e-5)
+  assert users.min() >= 0.05 - 1e-6
+
+
+# The catalogue.
+
+
+def test_the_catalogue_has_no_more_settings_than_its_budget():
+  for name, found in catalogue.CATALOGUE.items():
+    assert 1 <= len(found) <= catalogue.BUDGET, name
+    assert len(set(found)) == len(found), f'{name} tries a setting twice'
+
+
+def test_the_catalogue_limits_settings_and_steps():
+  (first, second) = catalogue.candidates('rfm', 2, 7)
+  assert first.num_steps == second.num_steps == 7
+  (pal_,) = catalogue.candidates('pal_a', 1, 7)
+  assert pal_.config.train.num_steps == 7
+  (near,) = catalogue.candidates('neighbours', 1, 7)
+  assert near.base.num_steps == 7
+  with pytest.raises(InputError, match="'nobody' is unknown.*pal_a"):
+    catalogue.candidates('nobody')
+
+
+def test_surface_features_are_of_the_texts():
+  task, dataset = planted('length')
+  x = np.asarray(task.table.items)
+  lengths = np.log1p([len(name) for name in dataset.item_names])
+  assert x.shape == (len(dataset.item_names), 1)
+  np.testing.assert_allclose(
+    x[:, 0], (lengths - lengths.mean()) / lengths.std(), rtol=1e-3, atol=1e-3
+  )
+  with pytest.raises(InputError, match="kind='colour'"):
+    Surface(kind='colour').view(dataset, task.table)
