@@ -84,6 +84,15 @@ REAL = (
 )
 
 
+def _pal() -> ConfigDict:
+  """What the settings of PAL start from."""
+  config = base.get_config()
+  del config.data, config.features
+  # New users get the posterior: nobody asks for the point estimate's strength.
+  config.adaptation.strength = 1.0
+  return config
+
+
 def get_config(which: str = 'shipped') -> ConfigDict:
   config = ConfigDict()
   config.methods = 'all'  # or names, 'btl,rfm,pal_a'
@@ -93,6 +102,7 @@ def get_config(which: str = 'shipped') -> ConfigDict:
   config.paths = ConfigDict({'persona': '', 'polis': '', 'convarg': ''})
   config.sets = _sets()
   config.features = base.features()
+  config.pal = _pal()
   config.resamples = 5  # random orders of each unseen user's support
   config.validation_share = 0.5  # of the seen users, to tune on
   config.max_candidates = 0  # settings a method may try; 0: all it has
@@ -105,7 +115,7 @@ def get_config(which: str = 'shipped') -> ConfigDict:
     names = PLANTED
   elif which == 'tiny':
     names = ('persona_partition',)
-    config.methods = 'random,length,btl,per_user,em,rfm,neighbours,np_btl,pal_a'
+    config.methods = 'random,length,btl,em,pal_a'
     config.seeds = '2'
     config.resamples = 2
     config.max_candidates = 2

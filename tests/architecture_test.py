@@ -36,6 +36,7 @@ ORDER = (
   'train',
   'sweep',
   'methods',
+  'benchmark',
   'cli',
   'main',
 )
@@ -170,11 +171,11 @@ def test_the_library_does_not_import_configs():
   ('package', 'allowed'),
   [
     ('orbax', {'pal_jax.checkpoint'}),
-    ('matplotlib', {'pal_jax.figures'}),
+    ('matplotlib', {'pal_jax.figures', 'pal_jax.benchmark.plots'}),
     ('absl', {'pal_jax.main', 'pal_jax.cli', *COMMANDS}),
     ('jax.sharding', {'pal_jax.parallel'}),
     ('jax.experimental', set()),
-    ('time', {'pal_jax.train', 'pal_jax.sweep'}),
+    ('time', {'pal_jax.train', 'pal_jax.sweep', 'pal_jax.benchmark.cell'}),
   ],
 )
 def test_a_package_has_one_home(package, allowed):

@@ -22,7 +22,7 @@ from pal_jax.benchmark.summary import Finished
 from pal_jax.data.dataset import Dataset, fingerprint
 from pal_jax.errors import InputError
 from pal_jax.methods import Method
-from pal_jax.methods.catalogue import CATALOGUE, candidates
+from pal_jax.methods.catalogue import candidates, catalogue
 from pal_jax.structs import FeatureTable
 from pal_jax.writer import write_json
 
@@ -44,8 +44,19 @@ class Plan:
     entry = self.config.sets[dataset]
     return Protocol(tuple(entry.num_support), self.config.resamples)
 
+  @functools.cached_property
+  def _settings(self) -> dict[str, tuple[Method, ...]]:
+    config = self.config
+    return {
+      method: candidates(
+        config.pal, method, config.max_candidates, config.max_steps
+      )
+      for method in self.methods
+    }
+
   def candidates(self, method: str) -> tuple[Method, ...]:
-    return candidates(method, self.config.max_candidates, self.config.max_steps)
+    """The settings that a method may try."""
+    return self._settings[method]
 
   def data_config(self, dataset: str, seed: int) -> ml_collections.ConfigDict:
     found = ml_collections.ConfigDict(self.config.sets[dataset].data.to_dict())
@@ -99,7 +110,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 def make_plan(config: ml_collections.ConfigDict) -> Plan:
   """Reads names and numbers. Raises InputError."""
-  known = tuple(CATALOGUE)
+  known = tuple(catalogue(config.pal))
   for field, low in (
     ('resamples', 1),
     ('max_candidates', 0),

@@ -5,10 +5,10 @@ method has more than BUDGET.
 """
 
 import dataclasses
+import functools
 
 import ml_collections
 
-from configs import base
 from pal_jax.errors import InputError
 from pal_jax.methods.base import Method
 from pal_jax.methods.distributional import Distributional
@@ -27,17 +27,17 @@ from pal_jax.methods.variational import Variational
 BUDGET = 6
 
 
-def pal(start: str = 'random', **changes) -> Pal:
-  """PAL by the base config with fields changed.
+def pal(
+  base: ml_collections.ConfigDict, start: str = 'random', **changes
+) -> Pal:
+  """PAL by a config with fields changed.
 
   Args:
+    base: `config.pal` of `configs/benchmark.py`.
     start: as `Pal.start`.
     **changes: of fields, `model__num_prototypes=2`.
   """
-  config = base.get_config()
-  del config.data, config.features
-  # New users get the posterior: nobody asks for the point estimate's strength.
-  config.adaptation.strength = 1.0
+  config = ml_collections.ConfigDict(base.to_dict())
   for name, value in changes.items():
     *path, last = name.split('__')
     part = config
@@ -63,11 +63,6 @@ def pal(start: str = 'random', **changes) -> Pal:
   return Pal(ml_collections.FrozenConfigDict(config), start)
 
 
-_USER_MIXTURE = {
-  'model__membership': 'mixture_likelihood',
-  'model__mixture_level': 'user',
-  'train__batching': 'users',
-}
 _LORE = {'model__preference': 'inner_product', 'model__projector': 'identity'}
 
 
@@ -80,115 +75,124 @@ def _grid(make, **options) -> tuple[Method, ...]:
   )
 
 
-CATALOGUE: dict[str, tuple[Method, ...]] = {
-  'random': (Random(),),
-  'length': (Surface(),),
-  'formatting': (Surface(kind='formatting'),),
-  'btl': (BradleyTerry(),),
-  'btl_mlp': _grid(
-    BradleyTerryMlp,
-    weight_decay=(1e-2, 1.0, 1.0),
-    learning_rate=(1e-3, 1e-3, 1e-4),
-  ),
-  'dpl': (
-    Distributional(),
-    Distributional(learning_rate=3e-4, weight_decay=1.0),
-    Distributional(kind='categorical'),
-    Distributional(kind='categorical', learning_rate=3e-4, weight_decay=1.0),
-  ),
-  'per_user': (PerUser(),),
-  'em': _grid(Em, num_classes=(2, 3, 4, 6, 8)),
-  'em_hard': _grid(Em, num_classes=(2, 4, 8), hard=(True, True, True)),
-  'rfm': _grid(
-    RewardFeatures,
-    num_features=(8, 8, 32, 8, 32),
-    hidden=(0, 0, 0, 64, 64),
-    weight_decay=(1e-2, 10.0, 10.0, 1.0, 1.0),
-  ),
-  'pref': _grid(
-    RewardFeatures,
-    svd=(True,) * 5,
-    num_features=(2, 4, 8, 8, 32),
-    learning_rate=(1e-4, 1e-4, 1e-4, 1e-3, 1e-4),
-    weight_decay=(1.0, 1.0, 1.0, 1e-2, 1.0),
-  ),
-  'lore': tuple(
-    pal(
-      **_LORE,
-      model__num_prototypes=k,
-      optimizer__groups__points__learning_rate=rate,
-    )
-    for k, rate in ((5, 1e-2), (10, 1e-2), (2, 1e-3), (5, 1e-3), (10, 1e-3))
-  ),
-  'neighbours': tuple(
-    Neighbours(features, temperature)
-    for features in (
-      RewardFeatures(),
-      RewardFeatures(svd=True, learning_rate=1e-4, weight_decay=1.0),
-    )
-    for temperature in (0.07, 0.02)
-  ),
-  'micro': _grid(
-    ContextRouter,
-    num_rewards=(10, 10, 4),
-    entropy=(0.5, 0.1, 0.5),
-  ),
-  'vpl': _grid(Variational, beta=(3e-6, 1e-4, 0.0)),
-  'np_btl': _grid(
-    NeuralProcess,
-    learning_rate=(3e-4, 1e-3, 1e-4),
-    weight_decay=(1e-3, 1e-3, 1.0),
-  ),
-  # When to use which: see the README.
-  'pal_a': (
-    pal('em', model__projector='identity', model__num_prototypes=1),
-    pal('em', model__projector='identity', model__num_prototypes=4),
-    pal('em', model__projector='identity', model__num_prototypes=8),
-    # For one or a few features without noise.
-    pal(
-      model__num_prototypes=2,
-      model__membership='partition',
-      model__dropout=0.0,
-      optimizer__groups__projectors__learning_rate=3e-3,
+def catalogue(base: ml_collections.ConfigDict) -> dict[str, tuple[Method, ...]]:
+  """All methods; `base` is what PAL's settings start from."""
+  make_pal = functools.partial(pal, base)
+  return {
+    'random': (Random(),),
+    'length': (Surface(),),
+    'formatting': (Surface(kind='formatting'),),
+    'btl': (BradleyTerry(),),
+    'btl_mlp': _grid(
+      BradleyTerryMlp,
+      weight_decay=(1e-2, 1.0, 1.0),
+      learning_rate=(1e-3, 1e-3, 1e-4),
     ),
-    pal(model__num_prototypes=8, model__preference='inner_product'),
-    pal(
-      model__num_prototypes=16,
-      model__width=128,
-      model__preference='inner_product',
+    'dpl': (
+      Distributional(),
+      Distributional(learning_rate=3e-4, weight_decay=1.0),
+      Distributional(kind='categorical'),
+      Distributional(kind='categorical', learning_rate=3e-4, weight_decay=1.0),
     ),
-  ),
-  'pal_b': tuple(
-    pal(model__name='pal_b', model__num_prototypes=k, model__preference=form)
-    for k, form in (
-      (1, 'cosine'),
-      (4, 'cosine'),
-      (4, 'squared_distance'),
-      (8, 'inner_product'),
-    )
-  ),
-}
+    'per_user': (PerUser(),),
+    'em': _grid(Em, num_classes=(2, 3, 4, 6, 8)),
+    'em_hard': _grid(Em, num_classes=(2, 4, 8), hard=(True, True, True)),
+    'rfm': _grid(
+      RewardFeatures,
+      num_features=(8, 8, 32, 8, 32),
+      hidden=(0, 0, 0, 64, 64),
+      weight_decay=(1e-2, 10.0, 10.0, 1.0, 1.0),
+    ),
+    'pref': _grid(
+      RewardFeatures,
+      svd=(True,) * 5,
+      num_features=(2, 4, 8, 8, 32),
+      learning_rate=(1e-4, 1e-4, 1e-4, 1e-3, 1e-4),
+      weight_decay=(1.0, 1.0, 1.0, 1e-2, 1.0),
+    ),
+    'lore': tuple(
+      make_pal(
+        **_LORE,
+        model__num_prototypes=k,
+        optimizer__groups__points__learning_rate=rate,
+      )
+      for k, rate in ((5, 1e-2), (10, 1e-2), (2, 1e-3), (5, 1e-3), (10, 1e-3))
+    ),
+    'neighbours': tuple(
+      Neighbours(features, temperature)
+      for features in (
+        RewardFeatures(),
+        RewardFeatures(svd=True, learning_rate=1e-4, weight_decay=1.0),
+      )
+      for temperature in (0.07, 0.02)
+    ),
+    'micro': _grid(
+      ContextRouter,
+      num_rewards=(10, 10, 4),
+      entropy=(0.5, 0.1, 0.5),
+    ),
+    'vpl': _grid(Variational, beta=(3e-6, 1e-4, 0.0)),
+    'np_btl': _grid(
+      NeuralProcess,
+      learning_rate=(3e-4, 1e-3, 1e-4),
+      weight_decay=(1e-3, 1e-3, 1.0),
+    ),
+    # When to use which: see the README.
+    'pal_a': (
+      make_pal('em', model__projector='identity', model__num_prototypes=1),
+      make_pal('em', model__projector='identity', model__num_prototypes=4),
+      make_pal('em', model__projector='identity', model__num_prototypes=8),
+      # For one or a few features without noise.
+      make_pal(
+        model__num_prototypes=2,
+        model__membership='partition',
+        model__dropout=0.0,
+        optimizer__groups__projectors__learning_rate=3e-3,
+      ),
+      make_pal(model__num_prototypes=8, model__preference='inner_product'),
+      make_pal(
+        model__num_prototypes=16,
+        model__width=128,
+        model__preference='inner_product',
+      ),
+    ),
+    'pal_b': tuple(
+      make_pal(
+        model__name='pal_b', model__num_prototypes=k, model__preference=form
+      )
+      for k, form in (
+        (1, 'cosine'),
+        (4, 'cosine'),
+        (4, 'squared_distance'),
+        (8, 'inner_product'),
+      )
+    ),
+  }
 
 
 def candidates(
-  name: str, max_candidates: int = 0, max_steps: int = 0
+  base: ml_collections.ConfigDict,
+  name: str,
+  max_candidates: int = 0,
+  max_steps: int = 0,
 ) -> tuple[Method, ...]:
   """The settings of a method.
 
   Args:
-    name: a key of CATALOGUE.
+    base: what PAL's settings start from.
+    name: of the catalogue.
     max_candidates: at most so many, the first; 0: all.
     max_steps: at most so many steps of gradient descent; 0: as they are.
 
   Raises:
     InputError: if the name is unknown.
   """
-  if name not in CATALOGUE:
+  known = catalogue(base)
+  if name not in known:
     raise InputError(
-      f'methods: {name!r} is unknown: expected all, or of '
-      f'{", ".join(CATALOGUE)}'
+      f'methods: {name!r} is unknown: expected all, or of {", ".join(known)}'
     )
-  found = CATALOGUE[name]
+  found = known[name]
   found = found[:max_candidates] if max_candidates else found
   return tuple(_shorter(m, max_steps) for m in found) if max_steps else found
 

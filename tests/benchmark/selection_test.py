@@ -6,7 +6,7 @@ import functools
 import numpy as np
 import pytest
 
-from configs import base
+from configs import base, benchmark
 from pal_jax import data, methods
 from pal_jax.benchmark.cell import Protocol
 from pal_jax.benchmark.selection import choose, few_shot_nll, select
@@ -22,6 +22,7 @@ PROTOCOL = Protocol((0, 5, 20), resamples=2)
 def pal(num_prototypes, **changes):
   """Linear rewards; a squared distance is one for items of equal norms only."""
   return catalogue.pal(
+    benchmark.get_config().pal,
     'em',
     model__preference='inner_product',
     model__projector='identity',

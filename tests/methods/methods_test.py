@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs import tiny
+from configs import benchmark, tiny
 from pal_jax import methods
 from pal_jax.data.dataset import UNSEEN_ITEMS
 from pal_jax.errors import InputError
@@ -22,6 +22,7 @@ from pal_jax.methods.training import Trained, minimise, task_arrays
 from pal_jax.metrics import evaluate_logits
 from pal_jax.train import create_experiment
 
+PAL = benchmark.get_config().pal
 LINEAR = {'model__projector': 'identity', 'model__num_prototypes': 2}
 SMALL = {'learning_rate': 3e-3, 'num_steps': 200}
 
@@ -62,7 +63,7 @@ METHODS = {
   'np_btl': methods.NeuralProcess(width=16, **SMALL),
   'vpl': methods.Variational(latent=8, width=16, **SMALL),
   'pal': methods.Pal(ml_collections.FrozenConfigDict(make_config())),
-  'pal_em': catalogue.pal('em', **LINEAR, train__num_steps=100),
+  'pal_em': catalogue.pal(PAL, 'em', **LINEAR, train__num_steps=100),
   'length': Surface(),
   'formatting': Surface(kind='formatting'),
 }
@@ -299,6 +300,7 @@ def test_pal_starts_at_the_rewards_that_em_found():
   """Without a step of training the logits of each class are EM's."""
   task, dataset = planted()
   method = catalogue.pal(
+    PAL,
     'em',
     **LINEAR,
     train__num_steps=1,
@@ -328,20 +330,20 @@ def test_pal_starts_at_the_rewards_that_em_found():
 
 
 def test_the_catalogue_has_no_more_settings_than_its_budget():
-  for name, found in catalogue.CATALOGUE.items():
+  for name, found in catalogue.catalogue(PAL).items():
     assert 1 <= len(found) <= catalogue.BUDGET, name
     assert len(set(found)) == len(found), f'{name} tries a setting twice'
 
 
 def test_the_catalogue_limits_settings_and_steps():
-  (first, second) = catalogue.candidates('rfm', 2, 7)
+  (first, second) = catalogue.candidates(PAL, 'rfm', 2, 7)
   assert first.num_steps == second.num_steps == 7
-  (pal_,) = catalogue.candidates('pal_a', 1, 7)
+  (pal_,) = catalogue.candidates(PAL, 'pal_a', 1, 7)
   assert pal_.config.train.num_steps == 7
-  (near,) = catalogue.candidates('neighbours', 1, 7)
+  (near,) = catalogue.candidates(PAL, 'neighbours', 1, 7)
   assert near.base.num_steps == 7
   with pytest.raises(InputError, match="'nobody' is unknown.*pal_a"):
-    catalogue.candidates('nobody')
+    catalogue.candidates(PAL, 'nobody')
 
 
 def test_surface_features_are_of_the_texts():
