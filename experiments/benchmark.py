@@ -123,7 +123,7 @@ def run_jobs(plan: jobs.Plan, folder: Path, workers: int) -> list[str]:
         pool.submit(_work, config, str(folder), *job): job for job in todo
       }
       while waiting:
-        done, _ = concurrent.futures.wait(waiting, timeout=2)
+        done, _ = concurrent.futures.wait(waiting, timeout=10)
         for future in done:
           job = waiting.pop(future)
           problem = future.result()

@@ -75,12 +75,9 @@ def fit_gaussian(
   )
 
 
-def choose_scale(x, offset, label, mask, scales: tuple[float, ...]):
-  """The s with the largest evidence summed over users, [U, N, ...].
-
-  Returns:
-    (s, {s: nats a comparison}).
-  """
+@jax.jit
+def _evidence(x, offset, label, mask, scales):
+  """[S] nats a comparison; data are arguments, not constants to be folded."""
 
   def total(scale):
     fits = jax.lax.map(
@@ -90,7 +87,17 @@ def choose_scale(x, offset, label, mask, scales: tuple[float, ...]):
     )
     return jnp.sum(fits) / jnp.maximum(jnp.sum(mask), 1)
 
-  values = jax.jit(lambda s: jax.lax.map(total, s))(jnp.asarray(scales))
+  return jax.lax.map(total, scales)
+
+
+def choose_scale(x, offset, label, mask, scales: tuple[float, ...]):
+  """The s with the largest evidence summed over users, [U, N, ...].
+
+  Returns:
+    (s, {s: nats a comparison}).
+  """
+
+  values = _evidence(x, offset, label, mask, jnp.asarray(scales))
   best = int(jnp.argmax(values))
   return scales[best], {
     s: float(v) for s, v in zip(scales, values, strict=True)

@@ -127,12 +127,12 @@ def test_a_user_without_comparisons_changes_no_mean():
 
 
 def test_unknown_users_are_left_out():
-  value = np.array([1.0, np.nan, 0.0, np.nan, 1.0])
-  weights = person_weights(people(5))
+  value = np.random.default_rng(4).normal(size=50)
+  value[10:20] = np.nan
+  weights, known = person_weights(people(50)), np.isfinite(value)
   found = mean_over_users(value, weights)
-  known = np.isfinite(value)
   assert found == mean_over_users(value[known], weights[:, known])
-  assert found[0] == pytest.approx(2 / 3)
+  assert found[0] == pytest.approx(np.nanmean(value))
   assert np.isfinite(found).all()
 
 
@@ -157,12 +157,15 @@ def test_nothing_known_is_nan():
 # People and items.
 
 
-def comparisons(item_spread, users=80, queries=12, size=25, seed=0):
-  """Values [U, Q] to which both items of a pair add what is theirs."""
+def comparisons(
+  item_spread, person_spread=0.0, users=80, queries=12, size=25, seed=0
+):
+  """Values [U, Q] to which a person and both items add what is theirs."""
   rng = np.random.default_rng(seed)
   items = rng.integers(0, size, (users, queries, 2))
   value = rng.normal(size=(users, queries))
   value += item_spread * rng.normal(size=size)[items].sum(-1)
+  value += person_spread * rng.normal(size=(users, 1))
   return value, items
 
 
@@ -182,6 +185,26 @@ def both_widths(value, items):
 def test_items_that_matter_widen_the_interval(seed, spread):
   users, both = both_widths(*comparisons(spread, seed=seed))
   assert both > 1.3 * users
+
+
+@pytest.mark.parametrize('position', [0, 1])
+def test_either_item_counts(position):
+  """One item of each pair matters, the other comes nowhere else."""
+  rng = np.random.default_rng(5)
+  _, items = comparisons(0.0)
+  items[..., 1 - position] = 25 + np.arange(80 * 12).reshape(80, 12)
+  value = rng.normal(size=(80, 12))
+  value += 3 * rng.normal(size=25)[items[..., position]]
+  users, both = both_widths(value, items)
+  assert both > 2 * users
+
+
+@pytest.mark.parametrize('seed', range(3))
+def test_people_who_matter_widen_it_as_they_do_without_items(seed):
+  users, both = both_widths(*comparisons(0.0, 3.0, seed=seed))
+  alike, _ = both_widths(*comparisons(0.0, seed=seed))
+  assert users > 3 * alike
+  assert both > 0.9 * users
 
 
 def test_the_more_items_matter_the_wider_the_interval():
