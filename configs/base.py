@@ -83,8 +83,6 @@ def low_rank_data() -> ConfigDict:
   data.dimension = 16  # D
   data.rank = 3  # directions in which people differ
   data.spread = 1.0  # standard deviation in each; 0.0: everybody is alike
-  data.label_noise = 0.05
-  data.support_noise = 0.05
   return data
 
 

@@ -154,13 +154,13 @@ def _controls(states, predict, support, queries, seed) -> dict:
   order = rng.permutation(users)
   other = np.empty(users, np.int64)
   other[order] = np.roll(order, 1)
-  rows = rng.random(support.label.shape).argsort(0)
-  anybody = jax.tree.map(
-    lambda x: np.take_along_axis(
-      x, rows.reshape(rows.shape + (1,) * (x.ndim - 2)), axis=0
-    ),
-    support,
-  )
+  # As many answers as before, each somebody's.
+  pool = support.flatten()
+  live = np.flatnonzero(pool.mask)
+  anybody = support
+  if live.size:
+    drawn = pool[rng.choice(live, support.label.shape)]
+    anybody = drawn.replace(mask=support.mask, user=support.user)
   mine = states(support)
   variants = {
     'swapped_users': jax.tree.map(lambda x: x[other], mine),

@@ -69,10 +69,15 @@ class Plan:
     """What the data of a cell depend on; where they lie is no part of it."""
     found = self.data_config(dataset, seed).to_dict()
     path = found.pop('path', None)
+    features = self.config.features.to_dict()
     return found | {
       'shipped': not path,
       'item_features': self.config.sets[dataset].features,
-      'features': self.config.features.to_dict(),
+      'features': {
+        k: v
+        for k, v in features.items()
+        if k not in ('cache_dir', 'batch_size')
+      },
     }
 
 
@@ -186,7 +191,7 @@ def read_tuning(plan: Plan, folder: Path, dataset: str, method: str):
   try:
     text = _tuning_path(plan, folder, dataset, method).read_text('utf-8')
     return json.loads(text)
-  except (OSError, json.JSONDecodeError):
+  except (OSError, ValueError):  # not there, no UTF-8 or no JSON
     return None
 
 
@@ -265,16 +270,18 @@ def run_job(plan: Plan, folder: Path, dataset: str, method: str) -> None:
         continue
       loaded, table = load_data(plan, dataset, seed, chosen.join_prompt)
       arrays = run_cell(chosen, loaded, table, plan.protocol(dataset), seed)
-      save_cell(path, arrays, _meta(plan, dataset, loaded, chosen))
+      save_cell(path, arrays, _meta(plan, dataset, seed, loaded, chosen))
   except InputError as error:
     raise InputError(f'{method} on {dataset}: {error}') from error
 
 
-def _meta(plan: Plan, name: str, dataset: Dataset, chosen: Method) -> dict:
+def _meta(
+  plan: Plan, name: str, seed: int, dataset: Dataset, chosen: Method
+) -> dict:
   group = dataset.truth.group
   return {
     'method': describe(chosen),
-    'data': plan.data_key(name, 0),
+    'data': plan.data_key(name, seed),
     'fingerprint': fingerprint(dataset),
     'seen_users': dataset.user_ids,
     'unseen_users': dataset.unseen_user_ids,

@@ -7,6 +7,7 @@ import numpy as np
 from pal_jax.benchmark.cell import CONTROLS
 from pal_jax.benchmark.intervals import interval, person_weights
 from pal_jax.benchmark.summary import Finished, paired, people, pooled
+from pal_jax.errors import InputError
 
 PAL = ('pal_a', 'pal_b')
 METRICS = {'user_accuracy': 'accuracy', 'nll': 'NLL'}
@@ -58,6 +59,11 @@ def score(dataset: str, cells: list[Finished]) -> Scores:
   for cell in cells:
     by_method.setdefault(cell.method, {})[cell.seed] = cell
   seeds = sorted(set.intersection(*(set(c) for c in by_method.values())))
+  if not seeds:
+    raise InputError(
+      f'{dataset}: no seed has been run with every method; run more, or name '
+      'fewer methods'
+    )
   ordered = {m: [c[s] for s in seeds] for m, c in by_method.items()}
   first = next(iter(ordered.values()))
   for method, mine in ordered.items():

@@ -71,7 +71,9 @@ def select(
 ) -> Selection:
   """Chooses among methods, for example PAL with several K and variants.
 
-  On homogeneous data, with K = 1 before others, it chooses K = 1.
+  On homogeneous data, with K = 1 before others, it chooses K = 1. Labels of
+  training and validation must be equally noisy: a model that is less confident
+  than clean labels warrant would lose for that alone.
 
   Args:
     candidates: in order of preference.
@@ -83,7 +85,7 @@ def select(
     on_done: called with the number of candidates that are done.
 
   Raises:
-    InputError: if there is no candidate, or none can be fitted.
+    InputError: if there is no candidate, or one cannot be fitted.
   """
   if not candidates:
     raise InputError('there is nothing to choose from: give a candidate')

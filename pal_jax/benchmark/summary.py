@@ -62,7 +62,8 @@ class UserSums:
   def __init__(self, logit: np.ndarray, label: np.ndarray):
     """logit: [R, V, Q]; label: [V, Q]."""
     logit = logit.astype(float)
-    self.right = np.nanmean(pair_accuracy(logit, label[None]), 0)  # [V, Q]
+    # NaN for ties and padding, in every resample alike.
+    self.right = pair_accuracy(logit, label[None]).mean(0)  # [V, Q]
     self.user_accuracy = user_accuracies(logit, label)  # [V]
     self.known = np.isfinite(label)
     self.count = self.known.sum(-1).astype(float)  # [V]
@@ -94,7 +95,7 @@ class UserSums:
     )
 
   def ece(self, weights: np.ndarray) -> tuple[float, float, float]:
-    """With equal-mass bins, whose edges stay those of all users."""
+    """Over all resamples together; the bins' edges stay those of all users."""
     gap = self.confidence - self.agreement
 
     def of(w):

@@ -85,8 +85,11 @@ def _disjoint_first(rng, comparisons: Comparisons, rows) -> np.ndarray:
   used, first, last = set(), [], []
   for row in rows.tolist():
     items = set(comparisons.items[row].tolist())
-    (last if items & used else first).append(row)
-    used |= items
+    if items & used:
+      last.append(row)
+    else:
+      first.append(row)
+      used |= items
   return np.array(first + last, np.int64)
 
 

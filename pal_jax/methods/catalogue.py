@@ -139,10 +139,18 @@ def catalogue(base: ml_collections.ConfigDict) -> dict[str, tuple[Method, ...]]:
     ),
     # When to use which: see the README.
     'pal_a': (
-      make_pal('em', model__projector='identity', model__num_prototypes=1),
-      make_pal('em', model__projector='identity', model__num_prototypes=4),
-      make_pal('em', model__projector='identity', model__num_prototypes=8),
-      # For one or a few features without noise.
+      *(
+        make_pal(
+          'em',
+          model__projector='identity',
+          model__preference='inner_product',
+          model__num_prototypes=k,
+        )
+        for k in (1, 4)
+      ),
+      # Features that are the preference space already.
+      make_pal(model__projector='identity', model__num_prototypes=4),
+      # One or a few features without noise.
       make_pal(
         model__num_prototypes=2,
         model__membership='partition',
