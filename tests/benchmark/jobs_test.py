@@ -181,9 +181,6 @@ def test_where_a_download_lies_is_no_part_of_a_key(dataset, kind):
   assert keys[0] != keys[1] == keys[2]  # the first is what is shipped
 
 
-@pytest.mark.xfail(
-  strict=True, reason='Plan.data_key: features.cache_dir is in the key'
-)
 def test_where_features_are_kept_is_no_part_of_a_key():
   config = make_config()
   config.features.cache_dir = '/elsewhere'
@@ -282,7 +279,6 @@ def test_a_cell_tells_what_it_is_of(tmp_path):
   assert meta['repeated_people'] is False
 
 
-@pytest.mark.xfail(strict=True, reason='_meta: the data are always of seed 0')
 def test_a_cell_tells_the_seed_of_its_data(tmp_path):
   plan = make_plan(make_config(seeds='1,'))
   jobs.run_job(plan, tmp_path, 'length', 'random')

@@ -220,9 +220,6 @@ def test_garbage_is_no_cell(tmp_path, content):
   assert load_cell(path, 'toy', 'em', 3) is None
 
 
-@pytest.mark.xfail(
-  strict=True, reason='load_cell: zlib.error, tokenize.TokenError are raised'
-)
 def test_a_damaged_cell_is_none_or_raises_nothing(tmp_path):
   path = save(tmp_path)
   whole = path.read_bytes()
@@ -233,9 +230,6 @@ def test_a_damaged_cell_is_none_or_raises_nothing(tmp_path):
     load_cell(path, 'toy', 'em', 3)
 
 
-@pytest.mark.xfail(
-  strict=True, reason='load_cell: KeyError, the metadata are read outside try'
-)
 def test_arrays_without_what_they_are_of_are_no_cell(tmp_path):
   path = tmp_path / 'cell.npz'
   np.savez(path, **{'num_support': np.arange(2)})

@@ -246,10 +246,6 @@ def test_pairs_that_repeat_an_item_come_last(dataset, seed):
   assert len({str(row) for row in rows}) > 1  # at random
 
 
-@pytest.mark.xfail(
-  strict=True,
-  reason='_disjoint_first: what a pair put last holds counts as used',
-)
 def test_no_pair_comes_last_that_repeats_no_item_of_the_first(dataset):
   chained = with_chained_pairs(dataset)
   for seed in range(10):
