@@ -33,6 +33,7 @@ from pal_jax.benchmark.page import (
   choose_pal,
   control_table,
   dataset_table,
+  grid_table,
   score,
   totals,
   verdicts,
@@ -224,6 +225,13 @@ def _section(dataset, scores, rows, tuned, pal) -> str:
     'Controls (accuracy, mean over seeds):',
     '',
     *control_table(rows),
+    '',
+  ]
+  lines += [
+    'Accuracy over comparisons in the four quarters, mean ± standard '
+    'deviation over seeds, unseen users at the largest n:',
+    '',
+    *grid_table(rows),
     '',
   ]
   lines += ['Settings chosen on validation users of seed 0:', '']

@@ -20,6 +20,7 @@ from pal_jax.benchmark.store import (
 )
 from pal_jax.benchmark.summary import Finished
 from pal_jax.data.dataset import Dataset, fingerprint
+from pal_jax.data.item_ids import with_item_ids
 from pal_jax.errors import InputError
 from pal_jax.methods import Method
 from pal_jax.methods.catalogue import candidates, catalogue
@@ -29,6 +30,7 @@ from pal_jax.writer import write_json
 TUNING_SEED = 0  # whose validation users choose hyper-parameters
 REAL_PEOPLE = ('polis', 'convarg')  # the same people in every seed
 ITEM_FEATURES = ('text', 'ids')
+IDS_VALIDATION = 0.15  # of the training comparisons, where items are ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,16 +152,10 @@ def _load(key: str, item_features: str, feature_config: str, join_prompt: bool):
       config[name] = tuple(value)
   dataset = data.create(config, join_prompt=join_prompt)
   if item_features == 'ids':
-    size = len(dataset.item_names)
-    table = FeatureTable(
-      np.eye(size, dtype=np.float32) * np.float32(np.sqrt(size)),
-      np.ones((len(dataset.prompt_names), size), np.float32),
-    )
-  else:
-    table = features.feature_table(
-      dataset, ml_collections.ConfigDict(json.loads(feature_config))
-    )
-  return dataset, table
+    dataset = with_item_ids(dataset, IDS_VALIDATION, config.seed)
+  return dataset, features.feature_table(
+    dataset, ml_collections.ConfigDict(json.loads(feature_config))
+  )
 
 
 def load_data(

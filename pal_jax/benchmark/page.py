@@ -209,6 +209,39 @@ def totals(all_scores: list[Scores], chosen: dict[str, str]) -> list[str]:
   return lines
 
 
+def grid_table(rows: list[dict]) -> list[str]:
+  """Accuracy in the four quarters of seen and unseen users and items.
+
+  Args:
+    rows: of one dataset, of `cell_rows`. Unseen users have the largest n.
+  """
+  largest = max(r['n'] for r in rows if r['n'] is not None)
+  quarters = {
+    f'{who} users, {where} items': (
+      f'accuracy at {who}_users, {where}_items',
+      largest if who == 'unseen' else None,
+    )
+    for who in ('seen', 'unseen')
+    for where in ('seen', 'unseen')
+  }
+  # What the rows call accuracy, without more.
+  quarters['unseen users, unseen items'] = ('accuracy', largest)
+  values: dict[tuple, list] = {}
+  for row in rows:
+    key = row['method'], row['metric'], row['n']
+    values.setdefault(key, []).append(row['mean'])
+  lines = [_row('method', *quarters), _row('---', *['---:'] * len(quarters))]
+  for method in dict.fromkeys(r['method'] for r in rows):
+    found = [values.get((method, *place)) for place in quarters.values()]
+    lines.append(
+      _row(
+        method,
+        *(f'{np.mean(x):.3f} ± {np.std(x):.3f}' if x else '' for x in found),
+      )
+    )
+  return lines
+
+
 def control_table(rows: list[dict]) -> list[str]:
   """What is left of each method's accuracy under each control.
 
