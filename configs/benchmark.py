@@ -115,7 +115,7 @@ def get_config(which: str = 'shipped') -> ConfigDict:
     names = PLANTED
   elif which == 'tiny':
     names = ('persona_partition',)
-    config.methods = 'random,length,btl,em,pal_a'
+    config.methods = 'random,length,btl,pal_a'
     config.seeds = '2'
     config.resamples = 2
     config.max_candidates = 2

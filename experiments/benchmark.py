@@ -82,13 +82,16 @@ def run_jobs(plan: jobs.Plan, folder: Path, workers: int) -> list[str]:
 
   Progress counts cells, also those of jobs under way.
   """
-  todo = [
-    (dataset, method)
-    for dataset in plan.datasets
-    for method in plan.methods
-    if jobs.count_finished(plan, folder, dataset, method) < len(plan.seeds)
-  ]
   every = [(d, m) for d in plan.datasets for m in plan.methods]
+  # By reading them: a file may be there and damaged.
+  todo = [
+    job
+    for job in every
+    if any(
+      jobs.finished_cell(plan, folder, *job, seed) is None
+      for seed in plan.seeds
+    )
+  ]
 
   def finished():
     return sum(jobs.count_finished(plan, folder, *job) for job in every)
