@@ -115,10 +115,10 @@ def get_config(which: str = 'shipped') -> ConfigDict:
     names = PLANTED
   elif which == 'tiny':
     names = ('persona_partition',)
-    config.methods = 'random,length,btl,pal_a'
+    config.methods = 'random,length,btl,em,pal_a'
     config.seeds = '2'
     config.resamples = 2
-    config.max_candidates = 2
+    config.max_candidates = 1
     config.max_steps = 20
     data = config.sets.persona_partition.data
     data.behaviors = ('politically-liberal', 'extraversion')

@@ -25,6 +25,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from tqdm import tqdm
 
+from configs import benchmark
 from pal_jax import cli
 from pal_jax.audit import audit, render
 from pal_jax.benchmark import jobs
@@ -311,4 +312,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, benchmark.get_config)

@@ -11,13 +11,13 @@ from configs import base
 from pal_jax.errors import InputError
 
 
-def _explain(error: Exception, argv: list[str]) -> str:
+def _explain(error: Exception, argv: list[str], fields) -> str:
   """What was wrong with the flags, naming the one that is to blame."""
   name = re.sub(r'[^\w.]', ' ', str(error)).split()
   overrides = [a for a in argv[1:] if a.startswith('--config.')]
   for argument in overrides:
     key = argument[2:].split('=')[0].split('.')[1:]
-    here = base.get_config()
+    here = fields()
     for depth, part in enumerate(key):
       if not hasattr(here, 'keys'):
         break
@@ -37,20 +37,31 @@ def _explain(error: Exception, argv: list[str]) -> str:
   return f'{error}{shown}'
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-  """absl's parser; a bad config override exits with status 2."""
+def parse_flags(argv: list[str], fields=base.get_config) -> list[str]:
+  """absl's parser; a bad config override exits with status 2.
+
+  Args:
+    argv: of the program.
+    fields: gives a config with all the fields there are.
+  """
   try:
     rest = app.parse_flags_with_usage(argv)
     # A config file that is missing says so only when it is read.
-    hasattr(getattr(flags.FLAGS, 'config', None), 'seed')
+    if 'config' in flags.FLAGS:
+      hasattr(flags.FLAGS.config, 'seed')
     return rest
   except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-    print(f'error: {_explain(error, argv)}', file=sys.stderr)
+    print(f'error: {_explain(error, argv, fields)}', file=sys.stderr)
     sys.exit(2)
 
 
-def run(main: Callable[[], None]) -> None:
-  """Calls main() after parsing flags; an InputError exits with status 2."""
+def run(main: Callable[[], None], fields=base.get_config) -> None:
+  """Calls main() after parsing flags; an InputError exits with status 2.
+
+  Args:
+    main: without arguments.
+    fields: as in `parse_flags`.
+  """
 
   def guarded(argv):
     # orbax announces every file; the progress bar is enough.
@@ -65,4 +76,4 @@ def run(main: Callable[[], None]) -> None:
       print(f'error: {error}', file=sys.stderr)
       sys.exit(2)
 
-  app.run(guarded, flags_parser=parse_flags)
+  app.run(guarded, flags_parser=lambda argv: parse_flags(argv, fields))

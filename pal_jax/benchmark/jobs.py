@@ -161,12 +161,21 @@ def _load(key: str, item_features: str, feature_config: str, join_prompt: bool):
 def load_data(
   plan: Plan, dataset: str, seed: int, join_prompt: bool
 ) -> tuple[Dataset, FeatureTable]:
-  return _load(
-    json.dumps(plan.data_config(dataset, seed).to_dict()),
-    plan.config.sets[dataset].features,
-    json.dumps(plan.config.features.to_dict()),
-    join_prompt,
-  )
+  config = plan.data_config(dataset, seed)
+  try:
+    return _load(
+      json.dumps(config.to_dict()),
+      plan.config.sets[dataset].features,
+      json.dumps(plan.config.features.to_dict()),
+      join_prompt,
+    )
+  except InputError as error:
+    if config.name not in plan.config.paths:
+      raise
+    raise InputError(
+      f'{dataset}: {error} (here the option is --config.paths.{config.name}='
+      'FOLDER)'
+    ) from error
 
 
 def _tuning_path(plan: Plan, folder: Path, dataset: str, method: str) -> Path:
