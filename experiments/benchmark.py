@@ -44,7 +44,7 @@ from pal_jax.benchmark.summary import cell_rows
 from pal_jax.errors import InputError
 from pal_jax.writer import to_json, write_text
 
-_CONFIG = config_flags.DEFINE_config_file('config', 'configs/benchmark.py')
+_CONFIG = config_flags.DEFINE_config_file('config')
 _OUT = flags.DEFINE_string('out', 'results/benchmark', 'Folder of the results.')
 _CELLS = flags.DEFINE_string(
   'cells', '', 'Folder of finished cells; empty: cells/ in the folder out.'
@@ -52,6 +52,13 @@ _CELLS = flags.DEFINE_string(
 _WORKERS = flags.DEFINE_integer(
   'workers', 0, 'Processes; 0: one a CPU core.', lower_bound=0
 )
+
+
+def _cores() -> tuple[int, ...]:
+  """Numbers of the CPU cores that this program may use."""
+  if hasattr(os, 'sched_getaffinity'):  # not on macOS
+    return tuple(sorted(os.sched_getaffinity(0)))
+  return tuple(range(os.cpu_count() or 1))
 
 
 def _start_worker(cores: tuple[int, ...], counter, cache: str) -> None:
@@ -111,18 +118,13 @@ def run_jobs(plan: jobs.Plan, folder: Path, workers: int) -> list[str]:
         problems += filter(None, [_work(config, str(folder), *job)])
         show()
       return problems
-    cores = (
-      tuple(sorted(os.sched_getaffinity(0)))
-      if hasattr(os, 'sched_getaffinity')
-      else tuple(range(workers))
-    )
     # Not fork: JAX has threads.
     context = multiprocessing.get_context('spawn')
     with concurrent.futures.ProcessPoolExecutor(
       workers,
       mp_context=context,
       initializer=_start_worker,
-      initargs=(cores, context.Value('i', 0), str(folder / 'compiled')),
+      initargs=(_cores(), context.Value('i', 0), str(folder / 'compiled')),
     ) as pool:
       waiting = {
         pool.submit(_work, config, str(folder), *job): job for job in todo
@@ -178,7 +180,8 @@ def write_results(
       method: jobs.read_tuning(plan, folder, dataset, method)
       for method in scores.cells
     }
-    pal = choose_pal({m: t for m, t in tuned.items() if t['nll'][0]})
+    compared = {m: t for m, t in tuned.items() if t['nll'][0] is not None}
+    pal = choose_pal(compared)
     pal = pal or next((m for m in PAL if m in scores.cells), None)
     if pal:
       chosen[dataset] = pal
@@ -238,7 +241,10 @@ def _section(dataset, scores, rows, tuned, pal) -> str:
     *grid_table(rows),
     '',
   ]
-  lines += ['Settings chosen on validation users of seed 0:', '']
+  lines += [
+    f'Settings chosen on validation users of seed {jobs.TUNING_SEED}:',
+    '',
+  ]
   for method, choice in tuned.items():
     if choice['nll'][0] is None:
       continue
@@ -295,11 +301,11 @@ def main() -> None:
   plan = jobs.make_plan(_CONFIG.value)
   out = Path(_OUT.value)
   folder = Path(_CELLS.value) if _CELLS.value else out / 'cells'
-  # The first dataset of each kind shows whether its folder is there.
+  # Before hours of work: whether every dataset can be made.
   for dataset in plan.datasets:
     jobs.load_data(plan, dataset, plan.seeds[0], True)
   folder.mkdir(parents=True, exist_ok=True)
-  workers = _WORKERS.value or len(os.sched_getaffinity(0))
+  workers = _WORKERS.value or len(_cores())
   begin = time.perf_counter()
   problems = run_jobs(plan, folder, min(workers, len(plan.methods)))
   print(f'cells took {time.perf_counter() - begin:.0f} s', file=sys.stderr)
@@ -312,4 +318,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  cli.run(main, benchmark.get_config)
+  cli.run(main, benchmark.get_config, 'configs/benchmark.py')

@@ -27,7 +27,7 @@ from pal_jax.writer import write_json, write_text
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt  # noqa: E402
 
-_CONFIG = config_flags.DEFINE_config_file('config', 'configs/persona.py')
+_CONFIG = config_flags.DEFINE_config_file('config')
 _OUT = flags.DEFINE_string('out', 'results/persona_k_sweep', 'Folder.')
 _SEEDS = flags.DEFINE_integer('seeds', 5, 'Number of seeds.', lower_bound=1)
 _MAX_K = flags.DEFINE_integer('max_k', 6, 'Largest K.', lower_bound=1)
@@ -139,4 +139,4 @@ def main():
 
 
 if __name__ == '__main__':
-  cli.run(main)
+  cli.run(main, default_config='configs/persona.py')

@@ -55,13 +55,21 @@ def parse_flags(argv: list[str], fields=base.get_config) -> list[str]:
     sys.exit(2)
 
 
-def run(main: Callable[[], None], fields=base.get_config) -> None:
+def run(
+  main: Callable[[], None], fields=base.get_config, default_config: str = ''
+) -> None:
   """Calls main() after parsing flags; an InputError exits with status 2.
 
   Args:
     main: without arguments.
     fields: as in `parse_flags`.
+    default_config: what --config is if it is not given. Not the default of
+      the flag: overrides of that are read when the flag is defined, where
+      nobody can explain a mistake.
   """
+  given = any(a.split('=')[0] in ('--config', '-config') for a in sys.argv)
+  if default_config and not given:
+    sys.argv.insert(1, f'--config={default_config}')
 
   def guarded(argv):
     # orbax announces every file; the progress bar is enough.

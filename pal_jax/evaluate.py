@@ -316,12 +316,17 @@ def evaluate(
   return results, arrays
 
 
+def other_users(rng: np.random.Generator, number: int) -> np.ndarray:
+  """[number] the row of another user for each, a cycle in random order."""
+  order = rng.permutation(number)
+  other = np.empty(number, np.int64)
+  other[order] = np.roll(order, 1)
+  return other
+
+
 def _swap(log_w: jax.Array, seed: int) -> jax.Array:
   """Every user gets the weights of another one, drawn at random."""
-  order = np.random.default_rng([seed, 2]).permutation(len(log_w))
-  swapped = np.empty(len(log_w), np.int64)
-  swapped[order] = np.roll(order, 1)
-  return log_w[swapped]
+  return log_w[other_users(np.random.default_rng([seed, 2]), len(log_w))]
 
 
 def _intervals(seen_logits, unseen, dataset, seed) -> dict:

@@ -19,7 +19,7 @@ from pal_jax.data.dataset import (
   check_disjoint,
 )
 from pal_jax.errors import InputError
-from pal_jax.evaluate import labels, support_ranks
+from pal_jax.evaluate import labels, other_users, support_ranks
 from pal_jax.methods import Method, adapt_users, make_task, predict_users
 from pal_jax.metrics import negative_log_likelihood
 from pal_jax.structs import Comparisons, FeatureTable
@@ -149,11 +149,7 @@ def _known(who, where, queries: Comparisons, logit) -> dict:
 def _controls(states, predict, support, queries, seed) -> dict:
   """Answers that are somebody else's, anybody's, or the opposite."""
   rng = np.random.default_rng([seed, 4])
-  users = support.label.shape[0]
-  # A cycle through a random order: nobody keeps an own state.
-  order = rng.permutation(users)
-  other = np.empty(users, np.int64)
-  other[order] = np.roll(order, 1)
+  other = other_users(rng, support.label.shape[0])
   # As many answers as before, each somebody's.
   pool = support.flatten()
   live = np.flatnonzero(pool.mask)

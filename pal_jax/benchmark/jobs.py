@@ -161,6 +161,16 @@ def _load(key: str, item_features: str, feature_config: str, join_prompt: bool):
 def load_data(
   plan: Plan, dataset: str, seed: int, join_prompt: bool
 ) -> tuple[Dataset, FeatureTable]:
+  """A dataset of the plan and its features, the latest few kept in memory.
+
+  Args:
+    plan: names the datasets and their folders.
+    dataset, seed: which.
+    join_prompt: as in `data.create`.
+
+  Raises:
+    InputError: if it cannot be made, with the option that names its folder.
+  """
   config = plan.data_config(dataset, seed)
   try:
     return _load(
@@ -227,37 +237,39 @@ def tune(plan: Plan, folder: Path, dataset: str, method: str) -> dict:
   return found
 
 
-def _path_of(plan: Plan, folder: Path, dataset, method, seed, chosen) -> Path:
-  key = digest(
-    describe(chosen),
-    plan.data_key(dataset, seed),
-    dataclasses.asdict(plan.protocol(dataset)),
-  )
-  return cell_path(folder, dataset, method, seed, key)
+def _paths(
+  plan: Plan, folder: Path, dataset: str, method: str
+) -> dict[int, Path]:
+  """{seed: where its cell is or will be}; none before the method is tuned."""
+  tuned = read_tuning(plan, folder, dataset, method)
+  if tuned is None:
+    return {}
+  chosen = describe(plan.candidates(method)[tuned['index']])
+  protocol = dataclasses.asdict(plan.protocol(dataset))
+  return {
+    seed: cell_path(
+      folder,
+      dataset,
+      method,
+      seed,
+      digest(chosen, plan.data_key(dataset, seed), protocol),
+    )
+    for seed in plan.seeds
+  }
 
 
 def finished_cell(
   plan: Plan, folder: Path, dataset: str, method: str, seed: int
 ) -> Finished | None:
-  """The cell, if it has been run with these settings."""
-  tuned = read_tuning(plan, folder, dataset, method)
-  if tuned is None:
-    return None
-  chosen = plan.candidates(method)[tuned['index']]
-  path = _path_of(plan, folder, dataset, method, seed, chosen)
-  return load_cell(path, dataset, method, seed)
+  """The cell, if it has been run with these settings and can be read."""
+  path = _paths(plan, folder, dataset, method).get(seed)
+  return path and load_cell(path, dataset, method, seed)
 
 
 def count_finished(plan: Plan, folder: Path, dataset: str, method: str) -> int:
   """How many of a method's cells on a dataset are there, by name alone."""
-  tuned = read_tuning(plan, folder, dataset, method)
-  if tuned is None:
-    return 0
-  chosen = plan.candidates(method)[tuned['index']]
-  return sum(
-    _path_of(plan, folder, dataset, method, seed, chosen).exists()
-    for seed in plan.seeds
-  )
+  paths = _paths(plan, folder, dataset, method)
+  return sum(path.exists() for path in paths.values())
 
 
 def run_job(plan: Plan, folder: Path, dataset: str, method: str) -> None:
@@ -269,8 +281,7 @@ def run_job(plan: Plan, folder: Path, dataset: str, method: str) -> None:
   try:
     tuned = tune(plan, folder, dataset, method)
     chosen = plan.candidates(method)[tuned['index']]
-    for seed in plan.seeds:
-      path = _path_of(plan, folder, dataset, method, seed, chosen)
+    for seed, path in _paths(plan, folder, dataset, method).items():
       if load_cell(path, dataset, method, seed) is not None:
         continue
       loaded, table = load_data(plan, dataset, seed, chosen.join_prompt)

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from pal_jax.benchmark.cell import CONTROLS
-from pal_jax.benchmark.intervals import interval, person_weights
+from pal_jax.benchmark.intervals import person_weights, ratio_of_sums
 from pal_jax.benchmark.summary import Finished, paired, people, pooled
 from pal_jax.errors import InputError
 
@@ -29,10 +29,7 @@ class Scores:
 
   def mean(self, metric: str, method: str, i: int):
     """(mean, low, high) over all seeds' users."""
-    total, count = self.values[metric][method][i]
-    with np.errstate(invalid='ignore', divide='ignore'):
-      draws = self.weights @ total / (self.weights @ count)
-    return float(total.sum() / count.sum()), *interval(draws)
+    return ratio_of_sums(*self.values[metric][method][i], self.weights)
 
   def difference(self, metric: str, a: str, b: str, i: int):
     """(mean, low, high) of a - b on the same users."""
@@ -47,10 +44,13 @@ class Scores:
     return 'win' if (low > 0) == (SIGN[metric] > 0) else 'loss'
 
   def best(self, metric: str, i: int) -> str:
-    return max(
-      self.values[metric],
-      key=lambda m: SIGN[metric] * self.mean(metric, m, i)[0],
-    )
+    """The method with the best mean."""
+
+    def value(method):
+      total, count = self.values[metric][method][i]
+      return SIGN[metric] * total.sum() / count.sum()
+
+    return max(self.values[metric], key=value)
 
 
 def score(dataset: str, cells: list[Finished]) -> Scores:
@@ -75,22 +75,13 @@ def score(dataset: str, cells: list[Finished]) -> Scores:
   )
   values = {
     metric: {
-      method: [pooled_at(mine, n, metric) for n in counts]
+      method: [pooled(mine, n, metric) for n in counts]
       for method, mine in ordered.items()
     }
     for metric in METRICS
   }
   weights = person_weights(people(first))
   return Scores(dataset, counts, seeds, weights, values, ordered)
-
-
-def pooled_at(cells: list[Finished], n: int, metric: str):
-  """As `pooled`, where cells may have n at different places."""
-  parts = [
-    pooled([c], c.arrays['num_support'].tolist().index(n), metric)
-    for c in cells
-  ]
-  return tuple(np.concatenate(each) for each in zip(*parts, strict=True))
 
 
 def dataset_table(scores: Scores, command: str) -> str:
@@ -209,6 +200,15 @@ def totals(all_scores: list[Scores], chosen: dict[str, str]) -> list[str]:
   return lines
 
 
+def _by_seed(rows: list[dict]) -> dict[tuple, list[float]]:
+  """{(method, metric, n): means of the seeds}."""
+  values: dict[tuple, list[float]] = {}
+  for row in rows:
+    key = row['method'], row['metric'], row['n']
+    values.setdefault(key, []).append(row['mean'])
+  return values
+
+
 def grid_table(rows: list[dict]) -> list[str]:
   """Accuracy in the four quarters of seen and unseen users and items.
 
@@ -226,10 +226,7 @@ def grid_table(rows: list[dict]) -> list[str]:
   }
   # What the rows call accuracy, without more.
   quarters['unseen users, unseen items'] = ('accuracy', largest)
-  values: dict[tuple, list] = {}
-  for row in rows:
-    key = row['method'], row['metric'], row['n']
-    values.setdefault(key, []).append(row['mean'])
+  values = _by_seed(rows)
   lines = [_row('method', *quarters), _row('---', *['---:'] * len(quarters))]
   for method in dict.fromkeys(r['method'] for r in rows):
     found = [values.get((method, *place)) for place in quarters.values()]
@@ -250,13 +247,10 @@ def control_table(rows: list[dict]) -> list[str]:
   """
   largest = max(r['n'] for r in rows if r['n'] is not None)
 
-  def mean(method, metric, n):
-    found = [
-      r['mean']
-      for r in rows
-      if (r['method'], r['metric'], r['n']) == (method, metric, n)
-    ]
-    return f'{np.mean(found):.3f}' if found else ''
+  values = _by_seed(rows)
+
+  def mean(*key):
+    return f'{np.mean(values[key]):.3f}' if key in values else ''
 
   lines = [
     _row(

@@ -209,14 +209,16 @@ def _worst_group(sums: UserSums, group, weights):
   return min(each.values(), key=lambda values: values[0])
 
 
-def pooled(cells: list[Finished], i: int, metric: str):
-  """(total [U], count [U]) of a metric over all seeds of a method at n[i].
+def pooled(cells: list[Finished], n: int, metric: str):
+  """(total [U], count [U]) of a metric over all seeds of a method at n.
 
   `user_accuracy` is a mean over users, `nll` one over comparisons.
   """
   total, count = [], []
   for cell in cells:
     label = cell.arrays[f'unseen/{UNSEEN_ITEMS}/label']
+    # Seeds may have n at different places.
+    i = cell.arrays['num_support'].tolist().index(n)
     logit = cell.arrays[f'unseen/{UNSEEN_ITEMS}/logit'][i]
     if metric == 'user_accuracy':
       value = user_accuracies(logit, label)

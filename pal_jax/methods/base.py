@@ -110,8 +110,12 @@ class Method:
     raise NotImplementedError
 
   def adapt(self, parameters: Parameters, support: Pairs) -> State:
-    """The state of one user with comparisons [N], any number of them masked."""
-    raise NotImplementedError
+    """The state of one user with comparisons [N], any number of them masked.
+
+    A method that does not override this has one score for everybody.
+    """
+    del parameters, support
+    return jnp.zeros(())
 
   def logit(
     self,

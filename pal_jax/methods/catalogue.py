@@ -44,7 +44,7 @@ def pal(
     for each in path:
       part = part[each]
     part[last] = value
-  if config.model.projector == 'identity' or config.model.residual:
+  if config.model.projector == 'identity':
     config.model.width = 0  # D, whatever it is
     config.optimizer.groups.projectors.optional = True
   if start != 'random':

@@ -1,12 +1,14 @@
 """What methods that infer a user from a context set share."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from pal_jax.losses import logistic
 from pal_jax.methods.base import Method, Pairs, gather
-from pal_jax.methods.training import TaskArrays
+from pal_jax.methods.training import TaskArrays, Trained
 from pal_jax.structs import Comparisons
 
 
@@ -49,7 +51,42 @@ def first_of(support: Pairs, size: int) -> Pairs:
   return jax.tree.map(lambda x: x[order], support)
 
 
-def example_context(data: TaskArrays, key: jax.Array, size: int) -> Pairs:
+@dataclasses.dataclass(frozen=True)
+class Inferred(Trained):
+  """A user's state is a network's reading of a context of answers.
+
+  A subclass has a net with `encode` (context -> what it reads) and `reward`
+  (state [Z], items [..., D] -> [...]).
+  """
+
+  context: int = 8  # answered pairs at most; more are not looked at
+  targets: int = 16  # pairs that are asked about
+  users: int = 16  # in a batch
+
+  def _net(self) -> nn.Module:
+    raise NotImplementedError
+
+  def init(self, data: TaskArrays, key):
+    return self._net().init(key, _example(data, key, self.context))
+
+  def sample(self, data: TaskArrays, key):
+    return sample_users(data, key, self.users, self.context, self.targets)
+
+  def validate(self, parameters, data: TaskArrays):
+    return inferred_loss(self, parameters, data)
+
+  def read(self, parameters, support: Pairs):
+    """What the net encodes of at most `context` comparisons."""
+    context = first_of(support, self.context)
+    return self._net().apply(parameters, context, method='encode')
+
+  def logit(self, parameters, state, prompt, a, b):
+    del prompt
+    r = self._net().apply(parameters, state, jnp.stack([a, b]), method='reward')
+    return r[0] - r[1]
+
+
+def _example(data: TaskArrays, key: jax.Array, size: int) -> Pairs:
   """Of one user, for its shapes."""
   context, _ = sample_users(data, key, 1, size, 1)
   return jax.tree.map(lambda x: x[0], context)

@@ -53,10 +53,6 @@ class Distributional(Trained):
     del user
     return self._log_odds(parameters, pairs.items)
 
-  def adapt(self, parameters, support: Pairs):
-    del parameters, support
-    return jnp.zeros(())
-
   def logit(self, parameters, state, prompt, a, b):
     del state, prompt
     return self._log_odds(parameters, jnp.stack([a, b]))

@@ -45,10 +45,6 @@ class BradleyTerry(Method):
     del key
     return fit_linear(task)
 
-  def adapt(self, parameters, support: Pairs):
-    del parameters, support
-    return jnp.zeros(())
-
   def logit(self, parameters, state, prompt, a, b):
     del state, prompt
     return (a - b) @ parameters
@@ -71,10 +67,6 @@ class BradleyTerryMlp(Trained):
     r = self._reward().apply(parameters, pairs.items)[..., 0]
     return r[..., 0] - r[..., 1]
 
-  def adapt(self, parameters, support: Pairs):
-    del parameters, support
-    return jnp.zeros(())
-
   def logit(self, parameters, state, prompt, a, b):
     del state, prompt
     r = self._reward().apply(parameters, jnp.stack([a, b]))[:, 0]
@@ -87,10 +79,6 @@ class Random(Method):
 
   def fit(self, task: Task, key: jax.Array):
     return jax.random.normal(key, task.table.items.shape[-1:])
-
-  def adapt(self, parameters, support: Pairs):
-    del parameters, support
-    return jnp.zeros(())
 
   def logit(self, parameters, state, prompt, a, b):
     del state, prompt

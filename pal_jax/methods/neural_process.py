@@ -8,15 +8,7 @@ import jax.numpy as jnp
 
 from pal_jax.losses import logistic
 from pal_jax.methods.base import Pairs
-from pal_jax.methods.context import (
-  Attention,
-  PairEncoder,
-  example_context,
-  first_of,
-  inferred_loss,
-  sample_users,
-)
-from pal_jax.methods.training import TaskArrays, Trained
+from pal_jax.methods.context import Attention, Inferred, PairEncoder
 
 
 class _Net(nn.Module):
@@ -43,7 +35,7 @@ class _Net(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class NeuralProcess(Trained):
+class NeuralProcess(Inferred):
   """NP-BTL: a conditional neural process with a Bradley-Terry-Luce likelihood.
 
   After Garnelo et al. 2018 (arXiv 1807.01613) and group preference
@@ -55,19 +47,12 @@ class NeuralProcess(Trained):
   width: int = 256
   context: int = 10
   targets: int = 20
-  users: int = 16
   learning_rate: float = 3e-4
   weight_decay: float = 1e-3
   num_steps: int = 1500
 
   def _net(self):
     return _Net(self.width)
-
-  def init(self, data: TaskArrays, key):
-    return self._net().init(key, example_context(data, key, self.context))
-
-  def sample(self, data: TaskArrays, key):
-    return sample_users(data, key, self.users, self.context, self.targets)
 
   def loss(self, parameters, data, batch, key, progress):
     del data, key, progress
@@ -82,14 +67,5 @@ class NeuralProcess(Trained):
     losses, counts = jax.vmap(one)(*batch)
     return jnp.sum(losses) / jnp.maximum(jnp.sum(counts), 1)
 
-  def validate(self, parameters, data):
-    return inferred_loss(self, parameters, data)
-
   def adapt(self, parameters, support: Pairs) -> jax.Array:
-    context = first_of(support, self.context)
-    return self._net().apply(parameters, context, method='encode')
-
-  def logit(self, parameters, state, prompt, a, b):
-    del prompt
-    r = self._net().apply(parameters, state, jnp.stack([a, b]), method='reward')
-    return r[0] - r[1]
+    return self.read(parameters, support)

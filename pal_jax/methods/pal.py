@@ -10,6 +10,7 @@ import numpy as np
 
 from pal_jax import adaptation, models, parallel
 from pal_jax import train_step as steps
+from pal_jax.errors import InputError
 from pal_jax.evaluate import learn_prior, seen_log_weights
 from pal_jax.methods.base import Method, Pairs, Task, adapt_users
 from pal_jax.methods.em import Classes, Em
@@ -17,29 +18,42 @@ from pal_jax.structs import FeatureTable, make_comparisons
 from pal_jax.sweep import train_seeds
 from pal_jax.train import Experiment, variables_of
 
+STARTS = ('random', 'em')
+
 
 def _from_classes(model, classes: Classes, task: Task, number: int, params):
   """Parameters that give every class the reward that EM found for it.
 
   With x = f(h) = h of equal norms, ||x_b - p||^2 - ||x_a - p||^2 is
-  2 p . (x_a - x_b): a squared distance to p is a linear reward. A residual
-  projector starts as the identity. Users start at their posterior, a little
-  less certain.
+  2 p . (x_a - x_b): a squared distance to p is a linear reward. Users start at
+  their posterior, a little less certain.
   """
   del number
   half = 2.0 if model.preference == 'squared_distance' else 1.0
   params = dict(params) | {'prototypes': classes.v / half}
-  if model.residual:
-    projector = dict(params['projector'])
-    name = max(projector)  # the output layer
-    projector[name] = jax.tree.map(jnp.zeros_like, projector[name])
-    params['projector'] = projector
   if model.user_level:
     return params | {'class_logits': classes.log_share}
   em = Em(num_classes=model.num_prototypes)
   posterior = jnp.exp(adapt_users(em, classes, task.table, task.train))
   softened = 0.9 * posterior + 0.1 / model.num_prototypes
   return params | {'user_logits': jnp.log(softened)}
+
+
+def _check_start(start: str, model) -> None:
+  """Refuses a start that the model cannot take. Raises InputError."""
+  if start not in STARTS:
+    raise InputError(f'start={start!r} is unknown: expected one of {STARTS}')
+  linear = (
+    getattr(model, 'point', None) == 'Pw'
+    and model.projector == 'identity'
+    and model.preference in ('squared_distance', 'inner_product')
+  )
+  if start == 'em' and not linear:
+    raise InputError(
+      "start='em' gives linear rewards: it needs model.name=pal_a, model.point="
+      'Pw, model.projector=identity, and model.preference=inner_product (or '
+      'squared_distance, for features of equal norms)'
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,11 +63,11 @@ class Pal(Method):
   Of it, `seed`, `model`, `train`, `optimizer` and `adaptation` count.
   `lore` is one of them: r_i(h) = h^T V softmax(w_i) (LoRe, Bose et al. 2025,
   arXiv 2504.14439) is PAL-A with the inner product, no projector and `Pw`. Its
-  new users are fitted by the certified solver instead of 500 steps of Adam.
+  new users get the posterior instead of 500 steps of Adam.
   """
 
   config: ml_collections.FrozenConfigDict
-  start: str = 'random'  # or 'em', latent classes with linear rewards
+  start: str = 'random'  # of STARTS; 'em': latent classes, linear rewards
 
   @property
   def join_prompt(self) -> bool:
@@ -71,6 +85,7 @@ class Pal(Method):
       model,
       steps.create_objective(config.train, config.model),
     )
+    _check_start(self.start, model)
     start = None
     if self.start == 'em':
       classes = Em(num_classes=model.num_prototypes).fit(task, key)

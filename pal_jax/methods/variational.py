@@ -8,15 +8,7 @@ import jax.numpy as jnp
 
 from pal_jax.losses import logistic
 from pal_jax.methods.base import Pairs
-from pal_jax.methods.context import (
-  Attention,
-  PairEncoder,
-  example_context,
-  first_of,
-  inferred_loss,
-  sample_users,
-)
-from pal_jax.methods.training import TaskArrays, Trained
+from pal_jax.methods.context import Attention, Inferred, PairEncoder
 
 
 class _Net(nn.Module):
@@ -57,7 +49,7 @@ class _Net(nn.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class Variational(Trained):
+class Variational(Inferred):
   """Poddar et al. 2024 (arXiv 2408.10075), variational preference learning.
 
   r(h, z) = MLP([h, z]), z ~ q(z | at most `context` answered pairs), a
@@ -69,9 +61,6 @@ class Variational(Trained):
 
   latent: int = 512
   width: int = 256  # of the encoder and of the reward
-  context: int = 8
-  targets: int = 16
-  users: int = 16
   beta: float = 3e-6
   cycles: int = 4
   learning_rate: float = 3e-4
@@ -80,12 +69,6 @@ class Variational(Trained):
 
   def _net(self):
     return _Net(self.width, self.latent)
-
-  def init(self, data: TaskArrays, key):
-    return self._net().init(key, example_context(data, key, self.context))
-
-  def sample(self, data: TaskArrays, key):
-    return sample_users(data, key, self.users, self.context, self.targets)
 
   def loss(self, parameters, data, batch, key, progress):
     del data
@@ -108,17 +91,9 @@ class Variational(Trained):
     keys = jax.random.split(key, self.users)
     return jnp.mean(jax.vmap(one)(context, targets, keys))
 
-  def validate(self, parameters, data):
-    return inferred_loss(self, parameters, data)
-
   def adapt(self, parameters, support: Pairs) -> jax.Array:
-    context = first_of(support, self.context)
-    return self._net().apply(parameters, context, method='encode')[0]
-
-  def logit(self, parameters, state, prompt, a, b):
-    del prompt
-    r = self._net().apply(parameters, state, jnp.stack([a, b]), method='reward')
-    return r[0] - r[1]
+    mean, _ = self.read(parameters, support)
+    return mean
 
 
 def _masked_mean(x, mask):

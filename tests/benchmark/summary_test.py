@@ -330,12 +330,12 @@ def test_pooled_sums_give_the_metrics_of_all_seeds(padded):
     ('user_accuracy', accuracies),
     ('nll', nats),
   ):
-    total, count = pooled(cells, 1, metric)
+    total, count = pooled(cells, 3, metric)
     assert total.shape == count.shape == (36,)
     expected = np.nanmean(np.concatenate(expected))
     assert total.sum() / count.sum() == pytest.approx(expected)
   # Users whose comparisons are all ties have no accuracy.
-  _, count = pooled(cells, 1, 'user_accuracy')
+  _, count = pooled(cells, 3, 'user_accuracy')
   assert count.sum() == 36 - 3 * padded
 
 
@@ -348,7 +348,7 @@ def test_a_difference_from_itself_is_nothing():
 def test_differences_are_of_means_and_change_sign(metric):
   cells = [make_cell(right=0.8, users=60), make_cell('other', users=60)]
   weights = person_weights(people(cells[:1]))
-  a, b = (pooled([cell], 1, metric) for cell in cells)
+  a, b = (pooled([cell], 3, metric) for cell in cells)
   mean, low, high = paired(a, b, weights)
   expected = a[0].sum() / a[1].sum() - b[0].sum() / b[1].sum()
   assert mean == pytest.approx(expected)
