@@ -136,6 +136,8 @@ def convarg_data() -> ConfigDict:
   # workers judged six pairs or fewer.
   data.validation_fraction = 0.15
   data.test_fraction = 0.35
+  # Training comparisons of a seen user: one worker judged a tenth of all.
+  data.max_pairs_per_user = 200
   data.min_comparisons = 2
   data.min_support = 5
   data.max_support = 5

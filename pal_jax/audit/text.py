@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pal_jax.data.sampling import normalise_text
+
 _CHUNK = 10_000  # texts at a time, which bounds memory
 # Characters that are counted; shares of the text's length.
 _CLASSES = {
@@ -36,15 +38,10 @@ _LITERAL = re.compile(
 _MARKDOWN = re.compile(r'^(#{1,6} |[-*+] |\d+\. |> |```)|\*\*', re.MULTILINE)
 
 
-def normalise(text: str) -> str:
-  """Without differences of whitespace and case."""
-  return ' '.join(text.split()).casefold()
-
-
 def text_ids(texts: Sequence[str]) -> np.ndarray:
   """[M] int64, equal where the normalised texts are."""
   ids: dict[str, int] = {}
-  found = [ids.setdefault(normalise(text), len(ids)) for text in texts]
+  found = [ids.setdefault(normalise_text(text), len(ids)) for text in texts]
   return np.array(found, np.int64)
 
 

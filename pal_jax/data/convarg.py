@@ -211,6 +211,8 @@ def create_convarg(config, *, join_prompt: bool = True) -> Dataset:
     if unseen:
       known = np.isin(data.items[rest], data.items[fit]).any(-1)
       rest = rest[~known]
+    else:
+      fit = fit[: config.max_pairs_per_user]
     return Division(
       pairs(fit),
       *(pairs(rows[: config.max_query]) for rows in (rest, validation, test)),

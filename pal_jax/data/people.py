@@ -62,7 +62,13 @@ def check_people(config) -> None:
   Raises:
     InputError: as said.
   """
-  for field in ('min_comparisons', 'max_query', 'min_support', 'min_query'):
+  for field in (
+    'min_comparisons',
+    'max_pairs_per_user',
+    'max_query',
+    'min_support',
+    'min_query',
+  ):
     if config[field] < 1:
       raise InputError(f'data.{field}={config[field]} must be at least 1')
   if not 0.0 < config.unseen_fraction < 1.0:

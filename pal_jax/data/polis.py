@@ -263,9 +263,11 @@ def create_polis(config, *, join_prompt: bool = True) -> Dataset:
     InputError: if files, fields or sizes are not as expected.
   """
   check_people(config)
-  for field in ('max_pairs_per_user', 'max_pairs_per_statement'):
-    if config[field] < 1:
-      raise InputError(f'data.{field}={config[field]} must be at least 1')
+  if config.max_pairs_per_statement < 1:
+    raise InputError(
+      f'data.max_pairs_per_statement={config.max_pairs_per_statement} must be '
+      'at least 1'
+    )
   if not config.path:
     raise InputError(f'data.path is empty: {_DOWNLOAD}')
   talk = read_conversation(Path(config.path).expanduser() / config.conversation)

@@ -123,6 +123,11 @@ def draw_memberships(
   return np.eye(num_personas)[group], group
 
 
+def normalise_text(text: str) -> str:
+  """Without differences of white space and case."""
+  return ' '.join(text.split()).casefold()
+
+
 def split_items(
   rng: np.random.Generator,
   groups: np.ndarray,
@@ -132,7 +137,8 @@ def split_items(
 ) -> np.ndarray:
   """Assigns items to 0 train, 1 validation, 2 test, within each group.
 
-  Equal texts get equal splits, whichever groups they stand in.
+  Equal texts get equal splits, whichever groups they stand in. So do texts that
+  differ only in case or white space: a test must not ask for what was learnt.
 
   Args:
     rng: of the permutation.
@@ -163,7 +169,8 @@ def split_items(
     planned[:num_test] = 2
     planned[num_test : num_test + num_validation] = 1
     for row, choice in zip(rows, planned, strict=True):
-      split[row] = split_of_text.setdefault(texts[row], int(choice))
+      text = normalise_text(texts[row])
+      split[row] = split_of_text.setdefault(text, int(choice))
   return split
 
 

@@ -134,8 +134,11 @@ def catalogue(base: ml_collections.ConfigDict) -> dict[str, tuple[Method, ...]]:
     'vpl': _grid(Variational, beta=(3e-6, 1e-4, 0.0)),
     'np_btl': _grid(
       NeuralProcess,
-      learning_rate=(3e-4, 1e-3, 1e-4),
-      weight_decay=(1e-3, 1e-3, 1.0),
+      learning_rate=(3e-4, 1e-4, 1e-3),
+      weight_decay=(1e-3, 1.0, 1e-3),
+      # Where context helps late in training, noisy batches never get there.
+      users=(16, 16, 64),
+      num_steps=(1500, 1500, 3000),
     ),
     # When to use which: see the README.
     'pal_a': (

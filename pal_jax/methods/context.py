@@ -15,8 +15,8 @@ from pal_jax.structs import Comparisons
 class PairEncoder(nn.Module):
   """Answered pairs [N, ...] -> a vector a pair [N, width].
 
-  It sees the preferred candidate before the other; a soft label mixes both
-  orders.
+  It sees the preferred candidate before the other. A soft label counts for
+  |2 y - 1|: a tie says nothing of which was preferred.
   """
 
   width: int
@@ -26,9 +26,9 @@ class PairEncoder(nn.Module):
     a, b = pairs.items[..., 0, :], pairs.items[..., 1, :]
     net = nn.Sequential([nn.Dense(self.width), nn.gelu, nn.Dense(self.width)])
     y = pairs.label[..., None]
-    return y * net(jnp.concatenate([a, b], -1)) + (1.0 - y) * net(
-      jnp.concatenate([b, a], -1)
-    )
+    chosen, other = jnp.where(y > 0.5, a, b), jnp.where(y > 0.5, b, a)
+    sure = jnp.abs(2.0 * y - 1.0)
+    return sure * net(jnp.concatenate([chosen, other], -1))
 
 
 class Attention(nn.Module):

@@ -74,7 +74,7 @@ class RewardFeatures(Trained):
   def optimizer(self):
     # Weight decay is phi's; users have their own penalty.
     return optax.adamw(
-      self.learning_rate,
+      self.schedule(),
       weight_decay=self.weight_decay,
       mask={'net': True, 'w': False},
     )

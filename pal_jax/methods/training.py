@@ -45,7 +45,7 @@ def task_arrays(task: Task) -> TaskArrays:
 
 @dataclasses.dataclass(frozen=True)
 class Trained(Method):
-  """Adam with decoupled weight decay; the best of validation is kept.
+  """AdamW with a cosine schedule; the best of validation is kept.
 
   A subclass says how parameters begin, what a batch is and what it costs.
   `logit_of_rows` is enough where batches are comparisons.
@@ -88,8 +88,11 @@ class Trained(Method):
     """() nats, what is stopped on."""
     return self._mean(parameters, data, data.validation_rows)
 
+  def schedule(self) -> optax.Schedule:
+    return optax.cosine_decay_schedule(self.learning_rate, self.num_steps)
+
   def optimizer(self) -> optax.GradientTransformation:
-    return optax.adamw(self.learning_rate, weight_decay=self.weight_decay)
+    return optax.adamw(self.schedule(), weight_decay=self.weight_decay)
 
   def descend(self, task: Task, key: jax.Array) -> Parameters:
     init_key, key = jax.random.split(key)

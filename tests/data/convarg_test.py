@@ -244,6 +244,7 @@ def test_a_bad_value_is_refused_with_row_and_column(tmp_path, changes, parts):
   [
     ({'ties': 'some'}, "data.ties='some' is unknown"),
     ({'min_support': 0}, 'data.min_support=0 must be at least 1'),
+    ({'max_pairs_per_user': 0}, 'data.max_pairs_per_user=0 must be at least 1'),
     ({'min_support': 6}, 'data.min_support=6 must be at most'),
     ({'unseen_fraction': 1.5}, 'data.unseen_fraction=1.5'),
     ({'min_query': 40}, 'of 15 as unseen ones'),
@@ -292,6 +293,7 @@ def test_every_comparison_is_a_judgment(folder, join_prompt, ties):
     {'ties': 'keep'},
     {'min_support': 3, 'max_support': 8},
     {'heldout_fraction': 0.5, 'max_query': 3},
+    {'max_pairs_per_user': 4},
   ],
 )
 def test_every_rule_of_the_protocol(folder, seed, changes):
@@ -318,6 +320,7 @@ def test_every_rule_of_the_protocol(folder, seed, changes):
   counts = Counter(found.train.user.tolist())
   assert set(counts) == set(range(found.num_users))
   assert min(counts.values()) >= config.min_comparisons
+  assert max(counts.values()) <= config.max_pairs_per_user
   support, asked = found.support, found.unseen[SEEN_ITEMS]
   for user in range(len(found.unseen_user_ids)):
     known = support.items[user][support.mask[user]]

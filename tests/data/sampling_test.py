@@ -197,6 +197,15 @@ def test_equal_texts_get_equal_splits_across_groups():
     np.testing.assert_array_equal(split[:30], split[60:])
 
 
+def test_texts_that_differ_in_case_or_white_space_get_equal_splits():
+  texts = tuple(f'Text {i}' for i in range(30))
+  others = tuple(f'  text\n{i} ' for i in range(30))
+  for seed in range(10):
+    rng = np.random.default_rng(seed)
+    split = split_items(rng, np.zeros(60, int), texts + others, 0.2, 0.3)
+    np.testing.assert_array_equal(split[:30], split[30:])
+
+
 @pytest.mark.parametrize(
   'validation, test',
   [(0.0, 0.3), (0.1, 0.0), (-0.1, 0.3), (0.5, 0.5), (0.1, 1)],
