@@ -304,7 +304,8 @@ def main() -> None:
   # Before hours of work: whether every dataset can be made.
   for dataset in plan.datasets:
     jobs.load_data(plan, dataset, plan.seeds[0], True)
-  folder.mkdir(parents=True, exist_ok=True)
+  for needed in (out, folder):
+    needed.mkdir(parents=True, exist_ok=True)
   workers = _WORKERS.value or len(_cores())
   begin = time.perf_counter()
   problems = run_jobs(plan, folder, min(workers, len(plan.methods)))

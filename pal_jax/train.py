@@ -23,6 +23,7 @@ from pal_jax.evaluate import (
   seen_log_weights,
 )
 from pal_jax.metrics import evaluate_logits
+from pal_jax.saved_model import MODEL_FOLDER, from_training, save_model
 from pal_jax.structs import FeatureTable
 from pal_jax.writer import MetricsWriter, Progress, write_json
 
@@ -370,9 +371,10 @@ def train_and_evaluate(
     return json.loads(path.read_text(encoding='utf-8'))
   state, learned, speed = train(experiment, workdir, progress=progress, say=say)
   say('adapting to unseen users and evaluating')
+  variables = variables_of(parallel.fetch(state))
   results, arrays = evaluate(
     experiment.model,
-    variables_of(state),
+    variables,
     experiment.table,
     experiment.dataset,
     config,
@@ -382,6 +384,18 @@ def train_and_evaluate(
   with (workdir / 'analysis.npz').open('wb') as file:
     np.savez(file, **arrays)
   report.write_report(workdir, results)
+  save_model(
+    from_training(
+      config,
+      experiment.dataset,
+      experiment.table,
+      experiment.model,
+      variables,
+      learned[0],
+      {part: results[part] for part in ('seen', 'unseen')},
+    ),
+    workdir / MODEL_FOLDER,
+  )
   # Last, because its presence means that the run is finished.
   write_json(path, results)
   return json.loads(path.read_text(encoding='utf-8'))

@@ -33,6 +33,9 @@ ORDER = (
   'writer',
   'figures',
   'report',
+  'rewards',
+  'saved_model',
+  'reward_model',
   'train',
   'sweep',
   'methods',
@@ -63,7 +66,6 @@ DEVICE_WORDS = {
 # Needed by some encoders only, hence imported inside functions.
 OPTIONAL = {
   'pyarrow',
-  'safetensors',
   'sentence_transformers',
   'tensorflow',
   'tensorflow_datasets',

@@ -28,7 +28,8 @@ from pal_jax.models.ideal_point_model import IdealPointModel
 from pal_jax.numerics import log_mean_weights
 
 STRENGTHS = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-EVIDENCES = (0.5, 1.0, 1.5, 2.0, 3.0)
+# Near 0 where what people answer on some items says little of others.
+EVIDENCES = (0.05, 0.2, 0.5, 1.0, 1.5, 2.0, 3.0)
 POOLINGS = (0.0, 0.1, 0.2, 0.3, 0.5)
 COUNTS = (0, 1, 2, 5, 10, 20)  # comparisons that these are chosen for
 MAX_ATOMS = 256

@@ -123,6 +123,11 @@ class UserTable:
     return user_id in self._states
 
   @property
+  def population(self) -> UserState:
+    """The state of somebody of whom nothing is known; no leading axis."""
+    return self._stranger
+
+  @property
   def ids(self) -> tuple[str, ...]:
     """In the order in which they were added."""
     return tuple(self._states)

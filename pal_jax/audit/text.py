@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pal_jax.data.sampling import normalise_text
+from pal_jax.data.texts import normalise_text
 
 _CHUNK = 10_000  # texts at a time, which bounds memory
 # Characters that are counted; shares of the text's length.

@@ -228,8 +228,8 @@ def tune(plan: Plan, folder: Path, dataset: str, method: str) -> dict:
     'nll': chosen.nll.tolist(),
     'error': chosen.error.tolist(),
     'chosen': describe(options[chosen.index]),
-    'validation_users': len(chosen.count),
-    'validation_comparisons': int(chosen.count.sum()),
+    'validation_users': chosen.losses.shape[1],
+    'validation_comparisons': int(np.isfinite(chosen.losses[0]).sum()),
   }
   path = _tuning_path(plan, folder, dataset, method)
   path.parent.mkdir(parents=True, exist_ok=True)

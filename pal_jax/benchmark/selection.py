@@ -24,21 +24,44 @@ class Selection:
 
   index: int  # of the choice
   nll: np.ndarray  # [candidates] mean over validation users' comparisons
-  # [candidates] standard error, over users, of the difference from the best
+  # [candidates] standard error, over users and items, of the difference from
+  # the best
   error: np.ndarray
-  per_user: np.ndarray  # [candidates, V] sums of nats over comparisons
-  count: np.ndarray  # [V] comparisons
+  losses: np.ndarray  # [candidates, V, Q] nats, NaN for padding
 
 
-def few_shot_nll(cell: dict) -> tuple[np.ndarray, np.ndarray]:
-  """Nats of each user [V] over comparisons, mean over n; and their counts."""
+def few_shot_nll(cell: dict) -> np.ndarray:
+  """[V, Q] nats of each comparison, mean over n and orders; NaN: padding."""
   label = cell[f'unseen/{UNSEEN_ITEMS}/label']
   z = cell[f'unseen/{UNSEEN_ITEMS}/logit']
-  each = negative_log_likelihood(z.astype(float), label).mean((0, 1))
-  return np.nansum(each, -1), np.isfinite(label).sum(-1)
+  return negative_log_likelihood(z.astype(float), label).mean((0, 1))
 
 
-def choose(per_user: np.ndarray, count: np.ndarray) -> Selection:
+def standard_error(gap: np.ndarray, items: np.ndarray) -> float:
+  """Of a mean over comparisons that share users and items.
+
+  Clustered both ways (Cameron, Gelbach and Miller 2011; of pairs, Aronow,
+  Samii and Assenova 2015): comparisons that share a user or an item are not
+  independent. With a dozen statements it is they who decide, however many
+  people voted on them.
+
+  Args:
+    gap: [V, Q] with mean 0 over what is no NaN.
+    items: [V, Q, 2].
+  """
+  live = np.isfinite(gap)
+  each = np.where(live, gap, 0.0)
+  users = int(live.any(-1).sum())
+  by_user = users / max(users - 1, 1) * np.sum(each.sum(-1) ** 2)
+  sums = np.zeros(int(items.max()) + 1)
+  for side in (0, 1):
+    np.add.at(sums, items[..., side], each)
+  # Each comparison stands in the sums of its user and of its two items.
+  by_both = by_user + np.sum(sums**2) - 2.0 * np.sum(each**2)
+  return float(np.sqrt(max(by_user, by_both)) / live.sum())
+
+
+def choose(losses: np.ndarray, items: np.ndarray) -> Selection:
   """The first candidate that is not clearly worse than the best.
 
   Not worse by more than one standard error of the paired difference (the
@@ -46,17 +69,16 @@ def choose(per_user: np.ndarray, count: np.ndarray) -> Selection:
   preference, the simplest first.
 
   Args:
-    per_user: [candidates, V] nats.
-    count: [V] comparisons.
+    losses: [candidates, V, Q] nats, NaN for padding.
+    items: [V, Q, 2] of the comparisons.
   """
-  nll = per_user.sum(-1) / count.sum()
+  nll = np.nanmean(losses, (1, 2))
   best = int(np.argmin(nll))
-  # Of a ratio of sums over users (linearised).
-  gap = per_user - per_user[best] - (nll - nll[best])[:, None] * count
-  users = len(count)
-  error = np.sqrt(users / max(users - 1, 1) * np.sum(gap**2, -1)) / count.sum()
-  index = int(np.flatnonzero(nll - nll[best] <= error)[0])
-  return Selection(index, nll, error, per_user, count)
+  worse = nll - nll[best]
+  gap = losses - losses[best] - worse[:, None, None]
+  error = np.array([standard_error(g, items) for g in gap])
+  index = int(np.flatnonzero(worse <= error)[0])
+  return Selection(index, nll, error, losses)
 
 
 def select(
@@ -95,11 +117,11 @@ def select(
       'select PAL-A and PAL-B each on its own features'
     )
   held = validation_users(dataset, share, max(protocol.num_support), seed)
-  sums = []
+  losses = []
   for number, candidate in enumerate(candidates, 1):
     cell = run_cell(candidate, held, table, protocol, seed)
-    nats, count = few_shot_nll(cell)
-    sums.append(nats)
+    losses.append(few_shot_nll(cell))
     if on_done is not None:
       on_done(number)
-  return choose(np.stack(sums), count)
+  items = cell[f'unseen/{UNSEEN_ITEMS}/items']
+  return choose(np.stack(losses), items)

@@ -20,6 +20,7 @@ from pal_jax.data.people import (
   num_fit,
 )
 from pal_jax.data.sampling import split_items
+from pal_jax.data.texts import together
 from pal_jax.errors import InputError
 
 _COLUMNS = (
@@ -228,9 +229,7 @@ def create_convarg(config, *, join_prompt: bool = True) -> Dataset:
   topics = [data.topics[t] for t in data.topic]
   names = data.arguments
   if join_prompt:
-    names = tuple(
-      f'{topic}\n{text}' for topic, text in zip(topics, names, strict=True)
-    )
+    names = tuple(map(together, topics, names))
   return create_people(
     config,
     rng,

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from pal_jax.data.texts import normalise_text
 from pal_jax.errors import InputError
 from pal_jax.structs import Comparisons, make_comparisons
 
@@ -121,11 +122,6 @@ def draw_memberships(
     return rng.dirichlet(np.full(num_personas, mixture), num_users), None
   group = rng.permutation(np.arange(num_users) % num_personas)
   return np.eye(num_personas)[group], group
-
-
-def normalise_text(text: str) -> str:
-  """Without differences of white space and case."""
-  return ' '.join(text.split()).casefold()
 
 
 def split_items(

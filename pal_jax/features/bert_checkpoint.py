@@ -10,9 +10,9 @@ import pathlib
 from collections.abc import Mapping
 
 import numpy as np
+import safetensors.numpy
 
 from pal_jax.errors import InputError
-from pal_jax.features import optional
 from pal_jax.features.bert import BertConfig
 
 INSTALL = 'pip install -r requirements-text.txt'
@@ -121,13 +121,10 @@ def read_tensors(path: pathlib.Path) -> dict[str, np.ndarray]:
   """All tensors of a safetensors file.
 
   Raises:
-    InputError: safetensors is not installed, or the file cannot be read.
+    InputError: if the file cannot be read.
   """
-  safetensors_numpy = optional.require(
-    'safetensors.numpy', f'reading {path}', INSTALL
-  )
   try:
-    return safetensors_numpy.load_file(path)
+    return safetensors.numpy.load_file(path)
   # safetensors raises its own exception, KeyError or TypeError for a type
   # that numpy lacks, and OSError.
   except Exception as error:

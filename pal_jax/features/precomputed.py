@@ -2,7 +2,7 @@
 
     .npz           one 2-D float array, `features`, and 1-D `texts` or `ids`
     .npy           the array; opened memory-mapped
-    .safetensors   the same, one tensor; needs safetensors
+    .safetensors   the same, one tensor
 
 For the latter two, the texts come from the caller, or from a JSON list beside
 the array: `vectors.npy` and `vectors.texts.json`. Row m of the array belongs
@@ -18,14 +18,14 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
+import safetensors.numpy
 
 from pal_jax.errors import InputError
-from pal_jax.features import checks, optional
+from pal_jax.features import checks
 
 _FIELD = 'features'
 _TEXT_FIELDS = ('texts', 'ids')
 _SUFFIXES = ('.npz', '.npy', '.safetensors')
-_INSTALL = 'pip install safetensors'
 
 
 class Precomputed:
@@ -205,11 +205,8 @@ def _read_npz(path: pathlib.Path, fields: Sequence[str]) -> np.ndarray:
 
 
 def _read_safetensors(path: pathlib.Path) -> np.ndarray:
-  safetensors_numpy = optional.require(
-    'safetensors.numpy', f'reading {path}', _INSTALL
-  )
   try:
-    tensors = safetensors_numpy.load_file(path)
+    tensors = safetensors.numpy.load_file(path)
   # Its own exception, or KeyError and TypeError for types that numpy lacks.
   except Exception as error:
     raise InputError(

@@ -9,7 +9,12 @@ import pytest
 from configs import base, benchmark
 from pal_jax import data, methods
 from pal_jax.benchmark.cell import Protocol
-from pal_jax.benchmark.selection import choose, few_shot_nll, select
+from pal_jax.benchmark.selection import (
+  choose,
+  few_shot_nll,
+  select,
+  standard_error,
+)
 from pal_jax.data.dataset import UNSEEN_ITEMS
 from pal_jax.data.validation_users import validation_users
 from pal_jax.errors import InputError
@@ -38,10 +43,19 @@ def pal(num_prototypes, **changes):
 # The rule.
 
 
+def choose_users(per_user, count):
+  """Users whose comparisons are alike, on items that nobody shares."""
+  losses = np.full((*per_user.shape, count.max()), np.nan)
+  live = np.arange(count.max()) < count[:, None]
+  each = np.broadcast_to((per_user / count)[..., None], losses.shape)
+  losses[:, live] = each[:, live]
+  return choose(losses, np.arange(2 * live.size).reshape(*live.shape, 2))
+
+
 def test_the_rule_by_hand():
   # Two users with 2 and 3 comparisons; nats of the three candidates.
   per_user = np.array([[2.0, 4.0], [1.0, 3.5], [2.0, 3.0]])
-  found = choose(per_user, np.array([2, 3]))
+  found = choose_users(per_user, np.array([2, 3]))
   np.testing.assert_allclose(found.nll, [6 / 5, 4.5 / 5, 1.0])
   # Against the second: differences 1, 0.5 and 1, -0.5 of the users; less the
   # mean times their counts: 0.4, -0.4 and 0.8, -0.8. Twice their squares are
@@ -53,7 +67,7 @@ def test_the_rule_by_hand():
 
 def test_the_first_that_is_not_clearly_worse():
   per_user = np.array([[3.0, 4.0], [2.0, 3.0], [1.0, 3.5]])
-  found = choose(per_user, np.array([2, 3]))
+  found = choose_users(per_user, np.array([2, 3]))
   # 0.5 is more than 0.4; then 0.1 is less than 0.32.
   np.testing.assert_allclose(found.nll - found.nll[2], [0.5, 0.1, 0.0])
   np.testing.assert_allclose(found.error, [0.4, 0.32, 0.0], atol=1e-12)
@@ -71,20 +85,22 @@ def noisy(means, users=200, seed=0):
 @pytest.mark.parametrize('seed', range(5))
 def test_a_clearly_better_one_is_chosen(seed):
   # One standard error is 0.01 nats.
-  found = choose(*noisy([0.0, -0.05, 0.0], seed=seed))
+  found = choose_users(*noisy([0.0, -0.05, 0.0], seed=seed))
   assert found.index == 1
   np.testing.assert_allclose(found.error[[0, 2]], 0.01, rtol=0.2)
 
 
 def test_of_equals_the_first_is_chosen():
   per_user, count = noisy([0.0])
-  found = choose(np.repeat(per_user, 4, axis=0), count)
+  found = choose_users(np.repeat(per_user, 4, axis=0), count)
   assert found.index == 0
   np.testing.assert_array_equal(found.error, 0.0)
 
 
 def test_the_first_is_chosen_where_others_are_better_by_luck():
-  chosen = [choose(*noisy([0.0, 0.0], seed=seed)).index for seed in range(200)]
+  chosen = [
+    choose_users(*noisy([0.0, 0.0], seed=seed)).index for seed in range(200)
+  ]
   # One-sided, beyond one standard error: 16%; three standard errors are 8%.
   assert 0.08 < np.mean(chosen) < 0.24
 
@@ -94,7 +110,9 @@ def test_what_all_users_share_is_no_error():
   per_user, count = noisy([0.0, -0.05])
   harder = per_user + 1000 * np.random.default_rng(1).random(len(count))
   np.testing.assert_allclose(
-    choose(harder, count).error, choose(per_user, count).error, rtol=1e-6
+    choose_users(harder, count).error,
+    choose_users(per_user, count).error,
+    rtol=1e-6,
   )
 
 
@@ -102,7 +120,7 @@ def test_the_error_is_that_of_users_drawn_anew():
   rng = np.random.default_rng(2)
   count = rng.integers(1, 20, 300)
   per_user = count * (0.5 + 0.2 * rng.normal(size=(2, 300)))
-  found = choose(per_user, count)
+  found = choose_users(per_user, count)
   worse = 1 - int(np.argmin(found.nll))
   draws = rng.integers(0, 300, (4000, 300))
   gap = (per_user[worse] - per_user[1 - worse])[draws].sum(-1)
@@ -111,8 +129,50 @@ def test_the_error_is_that_of_users_drawn_anew():
 
 
 def test_one_user_is_no_reason_to_doubt():
-  found = choose(np.array([[3.0], [2.0]]), np.array([4]))
+  found = choose_users(np.array([[3.0], [2.0]]), np.array([4]))
   assert found.index == 1
+
+
+def two_way(rng, users, items, each, own, shared, alone):
+  """A gap [users, each] of effects of users, of items, and of neither."""
+  rows = np.stack([rng.permutation(items)[: 2 * each] for _ in range(users)])
+  rows = rows.reshape(users, each, 2)
+  effect = shared * rng.normal(size=items)
+  gap = own * rng.normal(size=(users, 1)) + effect[rows].sum(-1)
+  return gap + alone * rng.normal(size=(users, each)), rows
+
+
+@pytest.mark.parametrize(
+  ('own', 'shared', 'alone'),
+  [(1.0, 0.0, 1.0), (0.0, 1.0, 1.0), (0.3, 1.0, 0.5), (0.0, 0.0, 1.0)],
+)
+@pytest.mark.parametrize(('users', 'items'), [(60, 12), (40, 200)])
+def test_the_error_is_that_of_users_and_items_drawn_anew(
+  users, items, own, shared, alone
+):
+  means, errors = [], []
+  for seed in range(300):
+    rng = np.random.default_rng(seed)
+    gap, rows = two_way(rng, users, items, 5, own, shared, alone)
+    means.append(gap.mean())
+    errors.append(standard_error(gap - gap.mean(), rows))
+  # Of a dozen items and their own mean, as of any small sample, a little low.
+  assert 0.8 < np.sqrt(np.mean(np.square(errors))) / np.std(means) < 1.15
+
+
+def test_few_items_are_not_many_people():
+  """Ten statements: better on them is not better on others."""
+  wrong = {'users': 0, 'both': 0}
+  for seed in range(100):
+    rng = np.random.default_rng(seed)
+    gap, rows = two_way(rng, 100, 10, 5, 0.1, 0.5, 0.5)
+    losses = np.stack([np.zeros_like(gap), gap])
+    wrong['both'] += choose(losses, rows).index
+    apart = np.arange(rows.size).reshape(rows.shape)
+    wrong['users'] += choose(losses, apart).index
+  # By luck a sixth, and some more, because ten items tell little of their own
+  # spread; counted as a hundred people, nearly half.
+  assert wrong['both'] <= 30 < 40 <= wrong['users']
 
 
 # What is judged.
@@ -124,17 +184,16 @@ def test_the_judge_is_the_mean_over_n_and_orders():
   label = rng.choice([0.0, 1.0, 0.5], (4, 5)).astype(np.float32)
   label[1, 2:] = np.nan
   label[3] = np.nan
-  nats, count = few_shot_nll(
+  nats = few_shot_nll(
     {f'unseen/{UNSEEN_ITEMS}/logit': z, f'unseen/{UNSEEN_ITEMS}/label': label}
   )
-  assert count.tolist() == [5, 2, 5, 0]
-  for user in range(4):
+  assert np.isfinite(nats).sum(-1).tolist() == [5, 2, 5, 0]
+  for user, q in np.argwhere(np.isfinite(nats)):
     each = [
       -label[user, q] * np.log(p) - (1 - label[user, q]) * np.log(1 - p)
-      for q in range(count[user])
       for p in (1 / (1 + np.exp(-z[:, :, user, q].astype(float)))).ravel()
     ]
-    assert nats[user] == pytest.approx(np.sum(each) / 6, rel=1e-5)
+    assert nats[user, q] == pytest.approx(np.mean(each), rel=1e-5)
 
 
 # Choosing among methods.
@@ -176,7 +235,8 @@ def contradicting():
 def test_people_who_are_alike_need_one_prototype():
   found = select([pal(1), pal(4)], *homogeneous(), PROTOCOL)
   assert found.index == 0
-  assert len(found.count) == 20 and found.count.sum() == 200
+  assert found.losses.shape[:2] == (2, 20)
+  assert np.isfinite(found.losses[0]).sum() == 200
 
 
 def test_people_who_contradict_each_other_need_several():
@@ -194,7 +254,7 @@ def test_each_candidate_is_reported_as_it_is_done():
   assert done == [1, 2]
   assert found.index == 1
   assert found.nll[0] == pytest.approx(np.log(2), abs=1e-3)
-  assert found.per_user.shape == (2, 8) and found.count.tolist() == [10] * 8
+  assert np.isfinite(found.losses).sum(-1).tolist() == [[10] * 8] * 2
 
 
 def test_a_selection_is_of_validation_users_alone():
@@ -211,9 +271,9 @@ def test_a_selection_is_of_validation_users_alone():
     unseen_user_ids=(),
   )
   again = select([methods.Random()], other, table, PROTOCOL, **every)
-  np.testing.assert_array_equal(first.per_user, again.per_user)
+  np.testing.assert_array_equal(first.losses, again.losses)
   asked = held.unseen[UNSEEN_ITEMS].mask.sum(-1)
-  np.testing.assert_array_equal(first.count, asked)
+  np.testing.assert_array_equal(np.isfinite(first.losses[0]).sum(-1), asked)
   assert first.index == 0 and first.error.tolist() == [0.0]
 
 

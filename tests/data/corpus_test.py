@@ -17,7 +17,7 @@ from pal_jax.features.minilm import MiniLM
 from pal_jax.features.store import FeatureStore, text_keys
 
 BEHAVIORS = sorted(path.stem for path in (CORPUS / 'persona').glob('*.jsonl'))
-OPTIONAL = ('tokenizers', 'safetensors', 'torch', 'transformers')
+OPTIONAL = ('tokenizers', 'torch', 'transformers')
 
 
 def statements():

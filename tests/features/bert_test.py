@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from pal_jax.errors import InputError
 from pal_jax.features import bert_checkpoint
@@ -321,9 +322,8 @@ def test_a_folder_without_a_model_is_refused(tmp_path):
 
 
 def test_a_file_is_read_as_its_tensors(tmp_path):
-  safetensors_numpy = pytest.importorskip('safetensors.numpy')
   path = write_config(tmp_path) / 'model.safetensors'
-  safetensors_numpy.save_file(tensors(), path)
+  safetensors.numpy.save_file(tensors(), path)
   checkpoint = bert_checkpoint.load(tmp_path)
   assert checkpoint.config == CONFIG and checkpoint.unused == ()
   jax.tree.map(np.testing.assert_array_equal, checkpoint.params, params())

@@ -14,7 +14,7 @@ from pal_jax.errors import InputError
 from pal_jax.features.store import FeatureStore, Spec
 
 ROOT = pathlib.Path(__file__).parents[2]
-OPTIONAL = ('torch', 'transformers', 'tokenizers', 'safetensors')
+OPTIONAL = ('torch', 'transformers', 'tokenizers')
 
 
 def config(**changes):
@@ -55,7 +55,7 @@ print(json.dumps([name for name in {OPTIONAL} if name in sys.modules]))
 BLOCK = """
 import importlib.util, sys
 class Block:
-  names = ('torch', 'transformers', 'tokenizers', 'safetensors')
+  names = ('torch', 'transformers', 'tokenizers')
   def find_spec(self, name, path=None, target=None):
     if name.partition('.')[0] in self.names:
       raise ModuleNotFoundError(f'No module named {name!r}', name=name)

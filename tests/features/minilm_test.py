@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from pal_jax.errors import InputError
 from pal_jax.features import lookup, minilm
@@ -14,9 +15,6 @@ from pal_jax.features.minilm import MiniLM
 
 tokenizers = pytest.importorskip(
   'tokenizers', reason='needs pip install -r requirements-text.txt'
-)
-safetensors_numpy = pytest.importorskip(
-  'safetensors.numpy', reason='needs pip install -r requirements-text.txt'
 )
 needs_weights = pytest.mark.skipif(
   importlib.util.find_spec(minilm.WEIGHTS_PACKAGE) is None,
@@ -79,7 +77,7 @@ def write_weights(folder, seed=0, config=CONFIG):
   }.items():
     shapes[f'encoder.layer.0.{name}.weight'] = shape
     shapes[f'encoder.layer.0.{name}.bias'] = shape[:1]
-  safetensors_numpy.save_file(
+  safetensors.numpy.save_file(
     {
       name: rng.normal(size=shape).astype(np.float32)
       for name, shape in shapes.items()

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from pal_jax import features
 from pal_jax.errors import InputError
@@ -89,15 +90,14 @@ def test_npy_is_memory_mapped(tmp_path):
 
 
 def test_safetensors(tmp_path):
-  safetensors_numpy = pytest.importorskip('safetensors.numpy')
   path = tmp_path / 'x.safetensors'
-  safetensors_numpy.save_file({'anything': VECTORS}, path)
+  safetensors.numpy.save_file({'anything': VECTORS}, path)
   np.testing.assert_array_equal(
     Precomputed(path, texts=TEXTS).encode(['b']), VECTORS[[1]]
   )
-  safetensors_numpy.save_file({'features': VECTORS, 'other': VECTORS}, path)
+  safetensors.numpy.save_file({'features': VECTORS, 'other': VECTORS}, path)
   np.testing.assert_array_equal(load_array(path), VECTORS)
-  safetensors_numpy.save_file({'one': VECTORS, 'other': VECTORS}, path)
+  safetensors.numpy.save_file({'one': VECTORS, 'other': VECTORS}, path)
   with pytest.raises(InputError, match=r"\['one', 'other'\]"):
     load_array(path)
   path.write_bytes(b'no')
