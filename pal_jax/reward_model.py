@@ -80,6 +80,10 @@ class RewardModel:
     self._saved = saved
     self._model, self._variables = saved.model, saved.variables
     self._prior = jax.tree.map(jnp.asarray, saved.prior)
+    # People whose weights came without the answers behind them.
+    self._trained = {
+      name: row for row, name in enumerate(saved.card.get('trained_users', ()))
+    }
     # One array for all who were adapted: `_together` knows them by it.
     self._log_atoms = np.asarray(saved.prior.log_atoms)
     self._encoder = None
@@ -111,7 +115,7 @@ class RewardModel:
   @property
   def users(self) -> tuple[str, ...]:
     """Ids, in the order in which they came."""
-    return self._saved.users.ids
+    return (*self._trained, *self._saved.users.ids)
 
   def features(self, texts: Sequence[str]) -> np.ndarray:
     """[N, D] of N texts, by the encoder that the model was trained with.
@@ -234,6 +238,11 @@ class RewardModel:
       raise InputError(
         f'user={user!r} is a {type(user).__name__}: an id is a string'
       )
+    if user in self._trained:
+      raise InputError(
+        f'user {user!r} came with trained weights and without the answers they '
+        'were trained on, so that answers cannot be added: use another id'
+      )
     rows = [_parse(i, c) for i, c in enumerate(comparisons)]
     if not rows:
       return self.user(user if user in self._saved.users else None)
@@ -317,6 +326,13 @@ class RewardModel:
       return user
     if user is None:
       return self._from_state(self._saved.users.population)
+    if isinstance(user, str) and user in self._trained:
+      log_w = self._model.apply(
+        self._variables,
+        jnp.array([self._trained[user]]),
+        method='user_log_weights',
+      )
+      return User(np.asarray(log_w), np.zeros(1, np.float32))
     if isinstance(user, str):
       if user not in self._saved.users:
         raise InputError(

@@ -89,26 +89,43 @@ def from_training(
     model.adaptation_rule,
   )
   users.add(dataset.user_ids, stats, answers.label, answers.mask)
+  encoder = None
+  if dataset.item_features is None:
+    made = create_encoder(config.features)
+    encoder = {'name': made.name, 'version': made.version}
   card = make_card(
-    config, dataset, table.items.shape[-1], dataset.num_users, metrics
+    config,
+    num_users=dataset.num_users,
+    feature_width=table.items.shape[-1],
+    encoder=encoder,
+    data={'name': dataset.name, 'hashes': fingerprint(dataset)},
+    metrics=metrics,
   )
   return SavedModel(model, variables, prior, users, card)
 
 
 def make_card(
   config,
-  dataset: Dataset,
-  feature_width: int,
+  *,
   num_users: int,
+  feature_width: int,
+  encoder: dict[str, Any] | None,
+  data: dict[str, Any],
   metrics: dict[str, Any],
 ) -> dict[str, Any]:
-  """What a person or another program has to know of the arrays."""
+  """What a person or another program has to know of the arrays.
+
+  Args:
+    config: `model`, `features` and `adaptation` of it count.
+    num_users: rows of the table of trained weights.
+    feature_width: D.
+    encoder: name and version of what made the features; None where vectors of
+      unknown origin were given.
+    data: where the parameters come from.
+    metrics: as in results.json.
+  """
   features = config.features.to_dict()
   del features['cache_dir'], features['batch_size']
-  encoder = None  # the data brought vectors of their own
-  if dataset.item_features is None:
-    made = create_encoder(config.features)
-    encoder = {'name': made.name, 'version': made.version}
   joined = config.model.name == 'pal_a'
   return {
     'format': FORMAT,
@@ -127,7 +144,7 @@ def make_card(
     'features': features,
     'encoder': encoder,
     'adaptation': config.adaptation.to_dict(),
-    'data': {'name': dataset.name, 'hashes': fingerprint(dataset)},
+    'data': data,
     'metrics': metrics,
   }
 

@@ -36,6 +36,7 @@ ORDER = (
   'rewards',
   'saved_model',
   'reward_model',
+  'convert',
   'train',
   'sweep',
   'methods',
@@ -45,7 +46,11 @@ ORDER = (
 )
 # A command beside what it runs, not a part of the library: nothing imports it,
 # so it may stand on everything.
-COMMANDS = {'pal_jax.audit.__main__', 'pal_jax.data.build_corpus'}
+COMMANDS = {
+  'pal_jax.audit.__main__',
+  'pal_jax.convert.__main__',
+  'pal_jax.data.build_corpus',
+}
 # A control that is solved, not trained: no linen module, and its loss is part
 # of the solver.
 SOLVED = 'pal_jax.models.bradley_terry'
