@@ -78,7 +78,7 @@ class RewardModel:
 
   def __init__(self, saved: SavedModel):
     self._saved = saved
-    self._model, self._variables = saved.model, saved.variables
+    self.model, self.variables = saved.model, saved.variables
     self._prior = jax.tree.map(jnp.asarray, saved.prior)
     # People whose weights came without the answers behind them.
     self._trained = {
@@ -260,8 +260,8 @@ class RewardModel:
       lambda x: jnp.pad(x, ((0, 0), (0, extra)) + ((0, 0),) * (x.ndim - 2))
     )
     state = adaptation.adapt(
-      self._model,
-      self._variables,
+      self.model,
+      self.variables,
       stats,
       np.pad(label, ((0, 0), (0, extra))),
       np.arange(padded)[None] < len(rows),
@@ -327,8 +327,8 @@ class RewardModel:
     if user is None:
       return self._from_state(self._saved.users.population)
     if isinstance(user, str) and user in self._trained:
-      log_w = self._model.apply(
-        self._variables,
+      log_w = self.model.apply(
+        self.variables,
         jnp.array([self._trained[user]]),
         method='user_log_weights',
       )
@@ -350,7 +350,7 @@ class RewardModel:
           [p.log_belief + s for p, s in zip(people, shares, strict=True)]
         ),
       )
-    weights = _shares(user, self._model.num_prototypes, 'weights')
+    weights = _shares(user, self.model.num_prototypes, 'weights')
     return User(weights[None], np.zeros(1, np.float32))
 
   def _from_state(self, state: UserState) -> User:
@@ -370,7 +370,7 @@ class RewardModel:
         else table.prompts[start : start + _BATCH],
       )
       found = expected_rewards(
-        self._model, self._variables, self._place(piece), atoms, belief
+        self.model, self.variables, self._place(piece), atoms, belief
       )
       out.append(np.asarray(found)[: len(piece.items), : len(people)].T)
     return np.concatenate(out, axis=1)
@@ -378,9 +378,9 @@ class RewardModel:
   def _pair_logits(self, prompt, a: list, b: list, person: User) -> jax.Array:
     """[N, A] logits at the atoms of a user."""
     return adaptation.atom_logits(
-      self._model,
-      self._variables,
-      self._model.adaptation_rule,
+      self.model,
+      self.variables,
+      self.model.adaptation_rule,
       jnp.asarray(person.log_atoms),
       self._statistics(prompt, a, b),
     )
@@ -404,19 +404,19 @@ class RewardModel:
       prompt=rows if len(table.prompts) > 1 else np.zeros(count, int),
     )
     stats = adaptation.statistics(
-      self._model,
-      self._variables,
+      self.model,
+      self.variables,
       self._place(table),
       jax.tree.map(_pad_rows, comparisons),
-      self._model.adaptation_rule,
+      self.model.adaptation_rule,
     )
     return stats.map(lambda x: x[:count])
 
   def _place(self, table: FeatureTable) -> adaptation.Placed:
     """Padded to powers of two, so that few shapes are ever compiled."""
     return adaptation.place(
-      self._model,
-      self._variables,
+      self.model,
+      self.variables,
       FeatureTable(_pad_rows(table.items), _pad_rows(table.prompts)),
     )
 

@@ -13,6 +13,7 @@ from configs import base, tiny
 from pal_jax import adaptation
 from pal_jax.adaptation.users import UserTable
 from pal_jax.errors import InputError
+from pal_jax.models.pal_b import PalB
 from pal_jax.reward_model import RewardModel, User
 from pal_jax.saved_model import (
   CARD,
@@ -43,14 +44,23 @@ MODELS = {
 ANSWERS = 4
 
 
-def make(name, users=3, method='posterior'):
+def make(name, users=3, method='posterior', **network):
   preference, point, membership = MODELS[name]
-  fields = {'preference': preference, 'membership': membership}
+  fields = {'preference': preference, 'membership': membership, **network}
+  projector = fields.pop('projector', 'mlp1')
   if point == 'pal_b':
-    model = oracle.pal_b(**fields)
+    model = PalB(
+      num_users=oracle.U,
+      num_prototypes=oracle.K,
+      width=oracle.P,
+      projector=projector,
+      **fields,
+    )
   else:
-    model = oracle.pal_a(point, 'mlp1', **fields)
+    model = oracle.pal_a(point, projector, **fields)
   variables = oracle.variables_of(model)
+  if model.batch_norm:
+    variables['batch_stats'] = running_averages(model)
   prior = oracle.make_prior()
   if adaptation.has_classes(model):
     corners = adaptation.prior.vertices(oracle.K)
@@ -81,6 +91,21 @@ def make(name, users=3, method='posterior'):
     'adaptation': {'method': method},
   }
   return RewardModel(SavedModel(model, variables, prior, table, card))
+
+
+def running_averages(model):
+  """Random ones: those of a new model do nothing."""
+  rng = np.random.default_rng(5)
+  shapes = jax.eval_shape(
+    model.init,
+    jax.random.key(0),
+    np.zeros(2, np.int32),
+    np.zeros((2, 2, oracle.P), np.float32),
+    np.zeros((2, oracle.P), np.float32),
+  )['batch_stats']
+  return jax.tree.map(
+    lambda x: np.float32(rng.uniform(0.5, 2.0, x.shape)), shapes
+  )
 
 
 def numpy_rewards(found, weights, items, prompts):
