@@ -1,10 +1,12 @@
-"""Bootstrap intervals over people, and over people and items, by weights.
+"""How sure a mean is: bootstrap over people, and over people and items.
 
 A draw gives every cluster a count, and a mean is a ratio of weighted sums:
-thousands of draws of dozens of metrics are one matrix product.
+thousands of draws of dozens of metrics are one matrix product. Methods are
+compared by `two_way_error`, which counts people and items without draws.
 """
 
 import numpy as np
+from scipy import stats
 
 NUM_DRAWS = 1000
 LEVELS = (2.5, 97.5)
@@ -59,6 +61,48 @@ def ratio_of_sums(
   with np.errstate(invalid='ignore', divide='ignore'):
     draws = (weights @ total) / (weights @ count)
   return float(total.sum() / count.sum()), *interval(draws)
+
+
+def two_way_error(
+  part: np.ndarray, person: np.ndarray, items: np.ndarray
+) -> tuple[float, int]:
+  """Standard error of a sum over comparisons that share people and items.
+
+  Clustered both ways (Cameron, Gelbach and Miller 2011; of pairs, Aronow,
+  Samii and Assenova 2015): comparisons of one person, or of one item, are not
+  independent. With a dozen items it is they who decide, however many people
+  judged them.
+
+  Args:
+    part: [C] what each comparison adds, less its expectation.
+    person: [C] whole numbers.
+    items: [C, 2] whole numbers.
+
+  Returns:
+    (standard error, degrees of freedom: people or items, whichever are fewer,
+    less one).
+  """
+  people, rows = np.unique(person, return_inverse=True)
+  objects, places = np.unique(items, return_inverse=True)
+  places = places.reshape(-1, 2)
+  each = np.bincount(rows, part)
+  by_person = len(people) / max(len(people) - 1, 1) * np.sum(each**2)
+  by_item = sum(
+    np.bincount(side, part, minlength=len(objects)) for side in places.T
+  )
+  # A comparison stands in the sums of its person and of its two items.
+  both = by_person + np.sum(by_item**2) - 2.0 * np.sum(part**2)
+  degrees = max(min(len(people), len(objects)) - 1, 1)
+  return float(np.sqrt(max(by_person, both))), degrees
+
+
+def two_way_interval(
+  part: np.ndarray, person: np.ndarray, items: np.ndarray, mean: float
+) -> tuple[float, float]:
+  """95% interval by `two_way_error` and Student's distribution."""
+  error, degrees = two_way_error(part, person, items)
+  half = float(stats.t.ppf(0.975, degrees)) * error
+  return mean - half, mean + half
 
 
 def over_users_and_items(

@@ -6,7 +6,14 @@ import numpy as np
 
 from pal_jax.benchmark.cell import CONTROLS
 from pal_jax.benchmark.intervals import person_weights, ratio_of_sums
-from pal_jax.benchmark.summary import Finished, paired, people, pooled
+from pal_jax.benchmark.summary import (
+  Clusters,
+  Finished,
+  clusters,
+  paired,
+  people,
+  pooled,
+)
 from pal_jax.errors import InputError
 
 PAL = ('pal_a', 'pal_b')
@@ -23,18 +30,24 @@ class Scores:
   counts: list[int]
   seeds: list[int]
   weights: np.ndarray  # [draws, U]
-  # {metric: {method: [(total [U], count [U]) by n]}}
+  who: Clusters  # of C comparisons
+  # {metric: {method: [(total [C], count [C]) by n]}}
   values: dict[str, dict[str, list]]
   cells: dict[str, list[Finished]]  # by method, in the order of the seeds
 
   def mean(self, metric: str, method: str, i: int):
-    """(mean, low, high) over all seeds' users."""
-    return ratio_of_sums(*self.values[metric][method][i], self.weights)
+    """(mean, low, high) over all seeds' users, people drawn."""
+    users = self.weights.shape[1]
+    sums = (
+      np.bincount(self.who.row, x, minlength=users)
+      for x in self.values[metric][method][i]
+    )
+    return ratio_of_sums(*sums, self.weights)
 
   def difference(self, metric: str, a: str, b: str, i: int):
-    """(mean, low, high) of a - b on the same users."""
+    """(mean, low, high) of a - b, people and items counted."""
     values = self.values[metric]
-    return paired(values[a][i], values[b][i], self.weights)
+    return paired(values[a][i], values[b][i], self.who)
 
   def verdict(self, metric: str, a: str, b: str, i: int) -> str:
     """'win', 'tie' or 'loss' of a against b by the paired 95% interval."""
@@ -81,7 +94,9 @@ def score(dataset: str, cells: list[Finished]) -> Scores:
     for metric in METRICS
   }
   weights = person_weights(people(first))
-  return Scores(dataset, counts, seeds, weights, values, ordered)
+  return Scores(
+    dataset, counts, seeds, weights, clusters(first), values, ordered
+  )
 
 
 def dataset_table(scores: Scores, command: str) -> str:
@@ -91,8 +106,8 @@ def dataset_table(scores: Scores, command: str) -> str:
     '',
     f'Unseen users, unseen items, seeds {", ".join(map(str, scores.seeds))}: '
     'mean [95% bootstrap interval over people]. **Bold**: better than every '
-    'other method by the paired interval; †: not told from the best. n '
-    'comparisons of each new user were known.',
+    'other method by the paired interval over people and items; †: not told '
+    'from the best. n comparisons of each new user were known.',
     '',
     f'    {command}',
     '',

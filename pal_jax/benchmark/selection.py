@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pal_jax.benchmark.cell import Protocol, run_cell
+from pal_jax.benchmark.intervals import two_way_error
 from pal_jax.data.dataset import UNSEEN_ITEMS, Dataset
 from pal_jax.data.validation_users import validation_users
 from pal_jax.errors import InputError
@@ -37,36 +38,12 @@ def few_shot_nll(cell: dict) -> np.ndarray:
   return negative_log_likelihood(z.astype(float), label).mean((0, 1))
 
 
-def standard_error(gap: np.ndarray, items: np.ndarray) -> float:
-  """Of a mean over comparisons that share users and items.
-
-  Clustered both ways (Cameron, Gelbach and Miller 2011; of pairs, Aronow,
-  Samii and Assenova 2015): comparisons that share a user or an item are not
-  independent. With a dozen statements it is they who decide, however many
-  people voted on them.
-
-  Args:
-    gap: [V, Q] with mean 0 over what is no NaN.
-    items: [V, Q, 2].
-  """
-  live = np.isfinite(gap)
-  each = np.where(live, gap, 0.0)
-  users = int(live.any(-1).sum())
-  by_user = users / max(users - 1, 1) * np.sum(each.sum(-1) ** 2)
-  sums = np.zeros(int(items.max()) + 1)
-  for side in (0, 1):
-    np.add.at(sums, items[..., side], each)
-  # Each comparison stands in the sums of its user and of its two items.
-  by_both = by_user + np.sum(sums**2) - 2.0 * np.sum(each**2)
-  return float(np.sqrt(max(by_user, by_both)) / live.sum())
-
-
 def choose(losses: np.ndarray, items: np.ndarray) -> Selection:
   """The first candidate that is not clearly worse than the best.
 
   Not worse by more than one standard error of the paired difference (the
-  one-standard-error rule, Breiman et al. 1984): candidates stand in order of
-  preference, the simplest first.
+  one-standard-error rule, Breiman et al. 1984), over users and items:
+  candidates stand in order of preference, the simplest first.
 
   Args:
     losses: [candidates, V, Q] nats, NaN for padding.
@@ -75,8 +52,10 @@ def choose(losses: np.ndarray, items: np.ndarray) -> Selection:
   nll = np.nanmean(losses, (1, 2))
   best = int(np.argmin(nll))
   worse = nll - nll[best]
-  gap = losses - losses[best] - worse[:, None, None]
-  error = np.array([standard_error(g, items) for g in gap])
+  live = np.isfinite(losses[best])
+  user = np.nonzero(live)[0]
+  gap = (losses - losses[best] - worse[:, None, None])[:, live] / live.sum()
+  error = np.array([two_way_error(g, user, items[live])[0] for g in gap])
   index = int(np.flatnonzero(worse <= error)[0])
   return Selection(index, nll, error, losses)
 

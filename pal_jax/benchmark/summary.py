@@ -12,6 +12,7 @@ from pal_jax.benchmark.intervals import (
   over_users_and_items,
   person_weights,
   ratio_of_sums,
+  two_way_interval,
 )
 from pal_jax.data.dataset import UNSEEN_ITEMS
 from pal_jax.metrics import (
@@ -21,6 +22,9 @@ from pal_jax.metrics import (
   user_accuracies,
   worst_decile,
 )
+
+TEXTS = ('persona', 'polis', 'convarg')  # data with the same items in all seeds
+ITEMS_OF_A_SEED = 10**9  # more than anybody has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,10 +213,39 @@ def _worst_group(sums: UserSums, group, weights):
   return min(each.values(), key=lambda values: values[0])
 
 
-def pooled(cells: list[Finished], n: int, metric: str):
-  """(total [U], count [U]) of a metric over all seeds of a method at n.
+@dataclasses.dataclass(frozen=True)
+class Clusters:
+  """Whose each comparison [C] of some cells is, and on what."""
 
-  `user_accuracy` is a mean over users, `nll` one over comparisons.
+  row: np.ndarray  # [C] of `people`
+  person: np.ndarray  # [C] whole numbers
+  items: np.ndarray  # [C, 2] whole numbers
+
+
+def clusters(cells: list[Finished]) -> Clusters:
+  """Of the queries of all cells' unseen users, padding among them.
+
+  Items of planted data are new in every seed.
+  """
+  rows, items, users = [], [], 0
+  for cell in cells:
+    found = cell.arrays[f'unseen/{UNSEEN_ITEMS}/items'].astype(np.int64)
+    rows.append(users + np.repeat(np.arange(len(found)), found.shape[1]))
+    users += len(found)
+    if cell.meta['data']['name'] not in TEXTS:
+      found = found + cell.seed * ITEMS_OF_A_SEED
+    items.append(found.reshape(-1, 2))
+  row = np.concatenate(rows)
+  _, person = np.unique(people(cells), return_inverse=True)
+  return Clusters(row, person[row], np.concatenate(items))
+
+
+def pooled(cells: list[Finished], n: int, metric: str):
+  """(total [C], count [C]) of a metric at n, over all seeds of a method.
+
+  C as in `clusters`. `user_accuracy` is a mean over users, so that a
+  comparison counts for one by the number of its user's; `nll` is a mean over
+  comparisons.
   """
   total, count = [], []
   for cell in cells:
@@ -221,20 +254,29 @@ def pooled(cells: list[Finished], n: int, metric: str):
     i = cell.arrays['num_support'].tolist().index(n)
     logit = cell.arrays[f'unseen/{UNSEEN_ITEMS}/logit'][i]
     if metric == 'user_accuracy':
-      value = user_accuracies(logit, label)
-      total.append(np.nan_to_num(value))
-      count.append(np.isfinite(value).astype(float))
+      each = pair_accuracy(logit.astype(float), label[None]).mean(0)
+      decided = np.isfinite(each).sum(-1, keepdims=True)
+      share = np.isfinite(each) / np.maximum(decided, 1)
     else:
       each = negative_log_likelihood(logit.astype(float), label).mean(0)
-      total.append(np.nansum(each, -1))
-      count.append(np.isfinite(label).sum(-1).astype(float))
+      share = np.isfinite(each).astype(float)
+    total.append((share * np.nan_to_num(each)).ravel())
+    count.append(share.ravel())
   return np.concatenate(total), np.concatenate(count)
 
 
-def paired(mine, other, weights) -> tuple[float, float, float]:
-  """Difference of two pooled metrics of the same users, with its interval."""
-  (a, count), (b, count_b) = mine, other
-  with np.errstate(invalid='ignore', divide='ignore'):
-    draws = weights @ a / (weights @ count) - weights @ b / (weights @ count_b)
-  mean = a.sum() / count.sum() - b.sum() / count_b.sum()
-  return float(mean), *interval(draws)
+def paired(mine, other, who: Clusters) -> tuple[float, float, float]:
+  """Difference of two pooled metrics of the same comparisons.
+
+  Returns:
+    (mean, low, high), 95% over people and items.
+  """
+  (a, count), (b, _) = mine, other
+  live = count > 0
+  weight = count[live] / count.sum()
+  part = (a - b)[live] / count.sum()
+  mean = float(part.sum())
+  centred = part - mean * weight
+  return mean, *two_way_interval(
+    centred, who.person[live], who.items[live], mean
+  )

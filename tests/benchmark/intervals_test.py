@@ -10,7 +10,9 @@ from pal_jax.benchmark.intervals import (
   over_users_and_items,
   person_weights,
   ratio_of_sums,
+  two_way_error,
 )
+from tests.benchmark.planted_cells import two_way
 
 Z = 1.96  # half a 95% interval in standard errors
 
@@ -228,3 +230,28 @@ def test_equal_comparisons_have_no_width_over_items_either():
   _, items = comparisons(1.0)
   found = over_users_and_items(np.full((80, 12), 0.5), people(80), items)
   assert found == pytest.approx((0.5, 0.5))
+
+
+# People and items without draws.
+
+
+@pytest.mark.parametrize(
+  ('own', 'shared', 'alone'),
+  [(1.0, 0.0, 1.0), (0.0, 1.0, 1.0), (0.3, 1.0, 0.5), (0.0, 0.0, 1.0)],
+)
+@pytest.mark.parametrize(('users', 'items'), [(60, 12), (40, 200)])
+def test_the_error_is_that_of_users_and_items_drawn_anew(
+  users, items, own, shared, alone
+):
+  means, errors = [], []
+  for seed in range(300):
+    rng = np.random.default_rng(seed)
+    gap, rows = two_way(rng, users, items, 5, own, shared, alone)
+    means.append(gap.mean())
+    part = (gap - gap.mean()).ravel() / gap.size
+    person = np.repeat(np.arange(users), 5)
+    error, degrees = two_way_error(part, person, rows.reshape(-1, 2))
+    assert degrees == min(users, len(np.unique(rows))) - 1
+    errors.append(error)
+  # Of a dozen items and their own mean, as of any small sample, a little low.
+  assert 0.8 < np.sqrt(np.mean(np.square(errors))) / np.std(means) < 1.15

@@ -64,6 +64,16 @@ def make_cell(
     'unseen_users': [f'person {i}' for i in range(users)],
     'seen_users': [f'known {i}' for i in range(seen)],
     'repeated_people': repeated,
+    'data': {'name': 'polis' if repeated else 'low_rank'},
     'group': None if group is None else list(group),
   }
   return Finished('planted', method, seed, arrays, meta)
+
+
+def two_way(rng, users, items, each, own, shared, alone):
+  """A gap [users, each] of effects of users, of items, and of neither."""
+  rows = np.stack([rng.permutation(items)[: 2 * each] for _ in range(users)])
+  rows = rows.reshape(users, each, 2)
+  effect = shared * rng.normal(size=items)
+  gap = own * rng.normal(size=(users, 1)) + effect[rows].sum(-1)
+  return gap + alone * rng.normal(size=(users, each)), rows

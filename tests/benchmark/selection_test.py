@@ -13,13 +13,13 @@ from pal_jax.benchmark.selection import (
   choose,
   few_shot_nll,
   select,
-  standard_error,
 )
 from pal_jax.data.dataset import UNSEEN_ITEMS
 from pal_jax.data.validation_users import validation_users
 from pal_jax.errors import InputError
 from pal_jax.methods import catalogue
 from pal_jax.structs import FeatureTable
+from tests.benchmark.planted_cells import two_way
 
 PROTOCOL = Protocol((0, 5, 20), resamples=2)
 
@@ -131,33 +131,6 @@ def test_the_error_is_that_of_users_drawn_anew():
 def test_one_user_is_no_reason_to_doubt():
   found = choose_users(np.array([[3.0], [2.0]]), np.array([4]))
   assert found.index == 1
-
-
-def two_way(rng, users, items, each, own, shared, alone):
-  """A gap [users, each] of effects of users, of items, and of neither."""
-  rows = np.stack([rng.permutation(items)[: 2 * each] for _ in range(users)])
-  rows = rows.reshape(users, each, 2)
-  effect = shared * rng.normal(size=items)
-  gap = own * rng.normal(size=(users, 1)) + effect[rows].sum(-1)
-  return gap + alone * rng.normal(size=(users, each)), rows
-
-
-@pytest.mark.parametrize(
-  ('own', 'shared', 'alone'),
-  [(1.0, 0.0, 1.0), (0.0, 1.0, 1.0), (0.3, 1.0, 0.5), (0.0, 0.0, 1.0)],
-)
-@pytest.mark.parametrize(('users', 'items'), [(60, 12), (40, 200)])
-def test_the_error_is_that_of_users_and_items_drawn_anew(
-  users, items, own, shared, alone
-):
-  means, errors = [], []
-  for seed in range(300):
-    rng = np.random.default_rng(seed)
-    gap, rows = two_way(rng, users, items, 5, own, shared, alone)
-    means.append(gap.mean())
-    errors.append(standard_error(gap - gap.mean(), rows))
-  # Of a dozen items and their own mean, as of any small sample, a little low.
-  assert 0.8 < np.sqrt(np.mean(np.square(errors))) / np.std(means) < 1.15
 
 
 def test_few_items_are_not_many_people():

@@ -8,8 +8,10 @@ import pytest
 from pal_jax.benchmark.cell import CONTROLS, WHERE
 from pal_jax.benchmark.intervals import person_weights
 from pal_jax.benchmark.summary import (
+  Clusters,
   UserSums,
   cell_rows,
+  clusters,
   majority,
   metrics_of,
   paired,
@@ -326,34 +328,54 @@ def test_pooled_sums_give_the_metrics_of_all_seeds(padded):
     logit, label = unseen(cell, 'logit')[1], unseen(cell, 'label')
     accuracies.append(user_accuracies(logit, label))
     nats.append(negative_log_likelihood(logit.astype(float), label).ravel())
+  who = clusters(cells)
   for metric, expected in (
     ('user_accuracy', accuracies),
     ('nll', nats),
   ):
     total, count = pooled(cells, 3, metric)
-    assert total.shape == count.shape == (36,)
+    assert total.shape == count.shape == who.row.shape == (36 * 15,)
     expected = np.nanmean(np.concatenate(expected))
     assert total.sum() / count.sum() == pytest.approx(expected)
   # Users whose comparisons are all ties have no accuracy.
   _, count = pooled(cells, 3, 'user_accuracy')
-  assert count.sum() == 36 - 3 * padded
+  per_user = np.bincount(who.row, count)
+  assert per_user.sum() == pytest.approx(36 - 3 * padded)
+  assert set(per_user.round(6)) <= {0.0, 1.0}
+
+
+def test_clusters_are_people_and_items_over_the_seeds():
+  for repeated in (True, False):
+    cells = [make_cell(seed=s, repeated=repeated) for s in (0, 3)]
+    who = clusters(cells)
+    assert len(who.row) == len(who.person) == len(who.items) == 2 * 12 * 15
+    assert len(set(who.row)) == 24
+    assert len(set(who.person)) == (12 if repeated else 24)
+    items = [unseen(cell, 'items') for cell in cells]
+    found = len(np.unique(who.items))
+    apart = sum(len(np.unique(x)) for x in items)
+    assert found == (len(np.unique(items)) if repeated else apart)
 
 
 def test_a_difference_from_itself_is_nothing():
   mine = pooled([make_cell()], 0, 'nll')
-  assert paired(mine, mine, person_weights(people([make_cell()]))) == (0, 0, 0)
+  assert paired(mine, mine, clusters([make_cell()])) == (0, 0, 0)
 
 
+@pytest.mark.parametrize('padded', [False, True])
 @pytest.mark.parametrize('metric', ['user_accuracy', 'nll'])
-def test_differences_are_of_means_and_change_sign(metric):
-  cells = [make_cell(right=0.8, users=60), make_cell('other', users=60)]
-  weights = person_weights(people(cells[:1]))
+def test_differences_are_of_means_and_change_sign(metric, padded):
+  cells = [
+    make_cell(method, right=right, users=60, padded=padded)
+    for method, right in (('m', 0.8), ('other', 0.7))
+  ]
+  who = clusters(cells[:1])
   a, b = (pooled([cell], 3, metric) for cell in cells)
-  mean, low, high = paired(a, b, weights)
+  mean, low, high = paired(a, b, who)
   expected = a[0].sum() / a[1].sum() - b[0].sum() / b[1].sum()
   assert mean == pytest.approx(expected)
   assert low < mean < high
-  assert paired(b, a, weights) == pytest.approx((-mean, -high, -low))
+  assert paired(b, a, who) == pytest.approx((-mean, -high, -low))
 
 
 def test_what_all_methods_find_hard_is_no_uncertainty():
@@ -361,6 +383,23 @@ def test_what_all_methods_find_hard_is_no_uncertainty():
   rng = np.random.default_rng(0)
   hard = rng.random(200)
   a, b = (hard + 0.01 * rng.normal(size=200) for _ in range(2))
-  count, weights = np.ones(200), person_weights(np.arange(200))
-  _, low, high = paired((a, count), (b + 0.1, count), weights)
+  count, rows = np.ones(200), np.arange(200)
+  who = Clusters(rows, rows, np.arange(400).reshape(200, 2))
+  _, low, high = paired((a, count), (b + 0.1, count), who)
   assert -0.11 < low < high < -0.09
+
+
+def test_two_methods_are_not_told_apart_on_a_dozen_items():
+  """Ten thousand judgments, one lucky item."""
+  rng = np.random.default_rng(1)
+  items = np.stack([rng.permutation(12)[:2] for _ in range(10_000)])
+  lucky = np.where((items == 3).any(-1), 1.0, 0.0)
+  count = np.ones(10_000)
+  rows = np.arange(10_000) // 10
+  few = Clusters(rows, rows, items)
+  many = Clusters(rows, rows, np.arange(20_000).reshape(-1, 2))
+  against = np.full(10_000, 0.0)
+  _, low, high = paired((lucky, count), (against, count), many)
+  assert low > 0.1
+  _, low, high = paired((lucky, count), (against, count), few)
+  assert low < 0 < high
