@@ -269,8 +269,8 @@ def _report(command, plan, all_scores, chosen, parts, problems) -> str:
     'A win or a loss is a paired 95% interval over people and items '
     '(cluster-robust both ways) that excludes zero: of a few statements, '
     'however many people judged them, little follows. Controls at the '
-    'largest n: "swapped users" gives each user another\'s state, "shuffled support" answers of anybody, "flipped '
-    'labels" the opposite answers; no adaptation is n = 0. Majority and '
+    'largest n: "swapped users" gives each user another\'s state, "shuffled '
+    'support" answers of anybody, "flipped labels" the opposite answers; no adaptation is n = 0. Majority and '
     'minority are pairs in which the user sides with, or against, `btl`. What '
     'formatting, length and order give away is in [audit.md](audit.md).',
     '',
