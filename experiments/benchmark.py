@@ -270,8 +270,9 @@ def _report(command, plan, all_scores, chosen, parts, problems) -> str:
     '(cluster-robust both ways) that excludes zero: of a few statements, '
     'however many people judged them, little follows. Controls at the '
     'largest n: "swapped users" gives each user another\'s state, "shuffled '
-    'support" answers of anybody, "flipped labels" the opposite answers; no adaptation is n = 0. Majority and '
-    'minority are pairs in which the user sides with, or against, `btl`. What '
+    'support" answers of anybody, "flipped labels" the opposite answers; no '
+    'adaptation is n = 0. Majority and minority are pairs in which the user '
+    'sides with, or against, `btl`. What '
     'formatting, length and order give away is in [audit.md](audit.md).',
     '',
     '## Where PAL wins, ties and loses',
