@@ -144,6 +144,37 @@ def convarg_data() -> ConfigDict:
   return data
 
 
+def table_data() -> ConfigDict:
+  """A table of your own: Parquet, CSV or JSON lines, a comparison a row."""
+  data = _people_data()
+  data.name = 'table'  # data.path is the file
+  # Names of the columns. Those of the first line must be there; instead of
+  # responses and label there may be chosen and rejected.
+  data.columns = ConfigDict()
+  data.columns.user = 'user_id'
+  data.columns.response_a = 'response_a'
+  data.columns.response_b = 'response_b'
+  data.columns.label = 'label'  # probability that a is better: 1, 0, 0.5 a tie
+  data.columns.chosen = 'chosen'
+  data.columns.rejected = 'rejected'
+  data.columns.prompt = 'prompt'
+  data.columns.weight = 'weight'  # in the training loss, from 0 on
+  data.columns.group = 'group'  # of the user, for the adjusted Rand index
+  data.columns.time = (
+    'time'  # a number: what is learnt comes before what is asked
+  )
+  # train, validation, test; support, query of unseen users. Without it splits
+  # are drawn.
+  data.columns.split = 'split'
+  data.on_problem = 'refuse'  # or 'drop': rows with problems are left out
+  data.min_comparisons = 2
+  data.min_support = 5
+  data.max_support = 20
+  data.min_query = 1
+  data.max_pairs_per_user = 1000  # training comparisons of a seen user
+  return data
+
+
 def model() -> ConfigDict:
   """Variants of the model (METHOD section 1)."""
   config = ConfigDict()

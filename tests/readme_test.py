@@ -3,7 +3,7 @@
 import pathlib
 import re
 
-from configs import base, benchmark
+from configs import base, benchmark, table
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / 'README.md').read_text(encoding='utf-8')
@@ -34,7 +34,7 @@ def test_every_config_field_it_names_exists():
       here = here[part]
     return True
 
-  configs = base.get_config(), benchmark.get_config()
+  configs = base.get_config(), benchmark.get_config(), table.get_config()
   for field in fields:
     assert any(stands_in(config, field) for config in configs), field
 

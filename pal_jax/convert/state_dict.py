@@ -14,8 +14,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from pal_jax import optional
 from pal_jax.errors import InputError
-from pal_jax.features import optional
 
 _ROOTS = (
   'item_learner',

@@ -6,6 +6,7 @@ from pal_jax.data.persona import create_persona
 from pal_jax.data.planted import create_length, create_low_rank
 from pal_jax.data.polis import create_polis
 from pal_jax.data.simulation import create_neural_process, create_simulation
+from pal_jax.data.table import create_table
 from pal_jax.errors import InputError
 
 DATASETS = {
@@ -16,6 +17,7 @@ DATASETS = {
   'length': create_length,
   'polis': create_polis,
   'convarg': create_convarg,
+  'table': create_table,
 }
 
 __all__ = ['DATASETS', 'SEEN_ITEMS', 'UNSEEN_ITEMS', 'Dataset', 'Truth']

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -39,9 +40,9 @@ class Dataset:
   name: str
   user_ids: tuple[str, ...]  # U seen users
   unseen_user_ids: tuple[str, ...]  # V unseen users
-  item_names: tuple[str, ...]  # M candidates, as text where there is text
+  item_names: Sequence[str]  # M candidates, as text where there is text
   item_groups: tuple[str, ...]  # M labels of items, for figures
-  prompt_names: tuple[str, ...]  # Q prompts
+  prompt_names: Sequence[str]  # Q prompts
   item_split: np.ndarray  # [M] int8: 0 train, 1 validation, 2 test, -1 any
   train: Comparisons  # [N] of seen users on train items
   validation: Comparisons  # [N] of seen users on validation items
@@ -154,14 +155,31 @@ def fingerprint(dataset: Dataset) -> dict[str, str]:
   }
   parts = {
     'users': [dataset.user_ids, dataset.unseen_user_ids],
-    'items': [
-      dataset.item_names,
-      dataset.prompt_names,
-      dataset.item_split.tolist(),
-    ],
+    'items': _Pieces(
+      dataset.item_names, dataset.prompt_names, dataset.item_split.tolist()
+    ),
     'comparisons': comparisons,
   }
-  return {
-    name: hashlib.sha256(json.dumps(part).encode()).hexdigest()[:16]
-    for name, part in parts.items()
-  }
+  return {name: _hash(part) for name, part in parts.items()}
+
+
+class _Pieces(tuple):
+  """Sequences that need not be in memory as a whole."""
+
+  def __new__(cls, *pieces):
+    return super().__new__(cls, pieces)
+
+
+def _hash(part) -> str:
+  """Of the JSON, which is made piece by piece."""
+  digest = hashlib.sha256()
+  if not isinstance(part, _Pieces):
+    digest.update(json.dumps(part).encode())
+    return digest.hexdigest()[:16]
+  for i, piece in enumerate(part):
+    digest.update(b', [' if i else b'[[')
+    for j, value in enumerate(piece):
+      digest.update(((', ' if j else '') + json.dumps(value)).encode())
+    digest.update(b']')
+  digest.update(b']')
+  return digest.hexdigest()[:16]

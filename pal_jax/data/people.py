@@ -5,7 +5,7 @@ Here they become the 2 x 2 grid of seen and unseen users and items.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -24,9 +24,9 @@ from pal_jax.structs import Comparisons, make_comparisons
 class Items:
   """Candidates, what was asked about each, and the split of each."""
 
-  names: tuple[str, ...]  # M texts
+  names: Sequence[str]  # M texts
   groups: tuple[str, ...]  # M labels, for figures
-  prompts: tuple[str, ...]  # Q
+  prompts: Sequence[str]  # Q
   prompt: np.ndarray  # [M] int, row of the prompt of each item
   split: np.ndarray  # [M] int8: 0 train, 1 validation, 2 test
 
@@ -37,6 +37,7 @@ class Pairs:
 
   items: np.ndarray  # [n, 2] int
   label: np.ndarray  # [n] in [0, 1]
+  weight: np.ndarray | None = None  # [n] in the training loss; None: 1 each
 
   def __len__(self) -> int:
     return len(self.label)
@@ -216,12 +217,17 @@ def pad_people(pairs: list[Pairs], prompt: np.ndarray) -> Comparisons:
   items = np.zeros((*mask.shape, 2), np.int32)
   # Padding is a tie: where a mask is forgotten, accuracies leave it out.
   label = np.full(mask.shape, 0.5, np.float32)
+  weight = np.ones(mask.shape, np.float32)
   items[mask] = np.concatenate([p.items for p in pairs])
   label[mask] = np.concatenate([p.label for p in pairs])
+  weight[mask] = np.concatenate(
+    [np.ones(len(p)) if p.weight is None else p.weight for p in pairs]
+  )
   return make_comparisons(
     np.arange(len(pairs))[:, None],
     items,
     label,
     prompt=prompt[items[..., 0]],
+    weight=weight,
     mask=mask,
   )

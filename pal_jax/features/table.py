@@ -1,11 +1,14 @@
 """The feature table of a dataset."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from tqdm import tqdm
 
 from pal_jax.data.dataset import Dataset
 from pal_jax.data.persona import CORPUS
 from pal_jax.errors import InputError
+from pal_jax.features.encoder import Encoder
 from pal_jax.features.factory import create
 from pal_jax.features.lookup import lookup_or_encode
 from pal_jax.structs import FeatureTable
@@ -14,6 +17,7 @@ from pal_jax.structs import FeatureTable
 SHIPPED = CORPUS / 'features'
 
 
+_CHUNK = 2**17  # texts
 NORMALIZATIONS = ('rms', 'none')
 
 
@@ -62,6 +66,27 @@ class _Progress:
       self._bar.close()
 
 
+def _encode(
+  names: Sequence[str], encoder: Encoder, config, first: int = 0
+) -> np.ndarray:
+  """[N, D] of names[first:]; a part of a long list is in memory at a time."""
+  pieces = [
+    normalize_rows(
+      lookup_or_encode(
+        names[start : start + _CHUNK],
+        encoder,
+        stores=[SHIPPED],
+        cache_dir=config.cache_dir,
+        dtype=config.dtype,
+        progress=_Progress(),
+      ),
+      config.normalize,
+    )
+    for start in range(first, len(names), _CHUNK)
+  ]
+  return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
 def feature_table(dataset: Dataset, config) -> FeatureTable:
   """Features of every item and prompt, encoded once and cached.
 
@@ -81,20 +106,14 @@ def feature_table(dataset: Dataset, config) -> FeatureTable:
   if dataset.item_features is not None:
     items, prompts = dataset.item_features, dataset.prompt_features
   else:
-    texts = [*dataset.item_names, *dataset.prompt_names]
-    vectors = normalize_rows(
-      lookup_or_encode(
-        texts,
-        create(config),
-        stores=[SHIPPED],
-        cache_dir=config.cache_dir,
-        dtype=config.dtype,
-        progress=_Progress(),
-      ),
-      config.normalize,
-    )
-    count = len(dataset.item_names)
-    items, prompts = vectors[:count], vectors[count:]
+    encoder = create(config)
+    items = _encode(dataset.item_names, encoder, config)
+    # Nothing was asked where the prompt is empty: a vector of zeros.
+    empty = int(dataset.prompt_names[0] == '')
+    prompts = np.zeros((empty, items.shape[1]), items.dtype)
+    if len(dataset.prompt_names) > empty:
+      found = _encode(dataset.prompt_names, encoder, config, empty)
+      prompts = np.concatenate([prompts, found])
   for what, array, names in (
     ('item', items, dataset.item_names),
     ('prompt', prompts, dataset.prompt_names),
