@@ -1,5 +1,6 @@
 """RewardModel: a trained model in a user's hands."""
 
+import copy
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ from pal_jax.saved_model import (
 from pal_jax.structs import FeatureTable, make_comparisons
 
 _BATCH = 4096  # candidates scored at a time; bounds memory
+_BELIEF = ('bald', 'd_optimality')  # strategies that need one
+_REMEMBERED = 10_000  # texts whose vectors stay in memory
 
 
 @dataclasses.dataclass(frozen=True, eq=False)  # a key of mixtures
@@ -68,9 +71,10 @@ class RewardModel:
   encoder gives them; one, or N of them. Features of PAL-A are of prompt and
   response together, so no prompt goes with them.
 
-  Users are ids (people of the training set and those adapted since), `User`s,
-  K weights in any positive scale, a mixture {user: share}, or None, the
-  population.
+  Users are ids, which are strings (people of the training set and those
+  adapted since), `User`s, K weights in any positive scale, a mixture {user:
+  share}, or None, the population. A list, tuple or array of numbers is K
+  weights; of anything else, several users.
 
   Args:
     saved: from `saved_model.load_model`.
@@ -82,11 +86,14 @@ class RewardModel:
     self._prior = jax.tree.map(jnp.asarray, saved.prior)
     # People whose weights came without the answers behind them.
     self._trained = {
-      name: row for row, name in enumerate(saved.card.get('trained_users', ()))
+      name: row
+      for row, name in enumerate(saved.card.get('trained_users', ()))
+      if name is not None
     }
     # One array for all who were adapted: `_together` knows them by it.
-    self._log_atoms = np.asarray(saved.prior.log_atoms)
+    self._log_atoms = _frozen(saved.prior.log_atoms)
     self._encoder = None
+    self._vectors: dict[str, np.ndarray] = {}  # of the latest texts
 
   @classmethod
   def load(cls, path: str | Path) -> 'RewardModel':
@@ -110,7 +117,7 @@ class RewardModel:
   @property
   def card(self) -> dict[str, Any]:
     """What the model is; a copy."""
-    return dict(self._saved.card)
+    return copy.deepcopy(self._saved.card)
 
   @property
   def users(self) -> tuple[str, ...]:
@@ -119,6 +126,8 @@ class RewardModel:
 
   def features(self, texts: Sequence[str]) -> np.ndarray:
     """[N, D] of N texts, by the encoder that the model was trained with.
+
+    The latest ten thousand are remembered; nothing is written to disk.
 
     Raises:
       InputError: if it was trained on vectors of unknown origin, or the
@@ -141,32 +150,44 @@ class RewardModel:
           'mean nothing; install that one, or give features'
         )
       self._encoder = encoder
-    vectors = features.lookup_or_encode(
-      list(texts), self._encoder, stores=[SHIPPED], dtype=config.dtype
-    )
-    return normalize_rows(vectors, config.normalize)
+    texts = list(texts)
+    new = [t for t in dict.fromkeys(texts) if t not in self._vectors]
+    if new:
+      vectors = features.lookup_or_encode(
+        new, self._encoder, stores=[SHIPPED], dtype=config.dtype, keep=False
+      )
+      vectors = normalize_rows(vectors, config.normalize)
+      if len(self._vectors) + len(new) > _REMEMBERED:
+        known = {t: self._vectors[t] for t in texts if t in self._vectors}
+        self._vectors = known
+      self._vectors |= dict(zip(new, vectors, strict=True))
+    return np.stack([self._vectors[text] for text in texts])
 
   def reward(self, prompt, response, user: AnyUser | list = None):
     """The posterior mean of the reward, in log odds.
 
     Rewards are compared within one user and, for PAL-B, one prompt; their
-    origin means nothing (`pal_jax.rewards`).
+    origin means nothing (`pal_jax.rewards`). A difference is the mean logit of
+    a preference; `prefer` gives its probability, the mean of probabilities,
+    and where little is known of a user the two may disagree.
 
     Args:
       prompt: None, a string, N strings, or features.
       response: a string, N strings, or features [D] or [N, D].
-      user: one, or a list of U.
+      user: one, or several, U.
 
     Returns:
-      A float; [N] for N responses; [U] or [U, N] for a list of users.
+      A float; [N] for N responses; [U] or [U, N] for several users.
 
     Raises:
       InputError: if a user is unknown or shapes do not fit.
     """
     single = _is_single(response)
     table = self._feature_table(prompt, _as_rows(response))
-    several = isinstance(user, list) and not _is_weights(user)
+    several = _are_several(user)
     people = [self.user(u) for u in (user if several else [user])]
+    if not people:
+      raise InputError('the list of users is empty')
     found = self._rewards(table, people)
     found = found[:, 0] if single else found
     found = found if several else found[0]
@@ -176,6 +197,9 @@ class RewardModel:
     self, prompt, a, b, user: AnyUser = None, level: float = 0.9
   ) -> Preference:
     """The probability that a user prefers `a` to `b`, one pair or N.
+
+    The interval is as narrow as a point where no more than a point is known of
+    the user (K weights, converted checkpoints, adaptation.method='map').
 
     Args:
       prompt, a, b: as `reward` takes them; `a` and `b` alike.
@@ -200,6 +224,9 @@ class RewardModel:
     self, prompt, responses, user: AnyUser = None, *, seed: int | None = None
   ) -> Ranking:
     """Best of n, or with a seed Thompson sampling from the posterior.
+
+    A user of whom a point is known (K weights, converted checkpoints,
+    adaptation.method='map') is always drawn the same.
 
     Args:
       prompt: one for all.
@@ -229,7 +256,8 @@ class RewardModel:
         or between), or with 'chosen' and 'rejected'; with 'prompt' if there is
         one. Or tuples (prompt, a, b, label).
       user: an id. The user joins `users`; one that is there has these
-        comparisons added to those before. None keeps nothing.
+        comparisons added to those before. None keeps nothing. Without any
+        comparison nothing changes and nobody joins.
 
     Raises:
       InputError: naming the comparison that is not as expected.
@@ -254,7 +282,7 @@ class RewardModel:
     if user is not None:
       self._saved.users.update([user], stats, label)
       return self.user(user)
-    padded = 1 << (len(rows) - 1).bit_length()
+    padded = _power_of_two(len(rows))
     extra = padded - len(rows)
     stats = stats.map(
       lambda x: jnp.pad(x, ((0, 0), (0, extra)) + ((0, 0),) * (x.ndim - 2))
@@ -271,12 +299,21 @@ class RewardModel:
     return self._from_state(jax.tree.map(lambda x: x[0], state))
 
   def forget(self, user: str) -> None:
-    """Deletes a user's answers and what was learnt from them.
+    """Deletes a user's answers, or trained weights, and what followed.
+
+    The network and the population, which everybody shaped, stay as they are.
 
     Raises:
       InputError: if the user is not there.
     """
-    self._saved.users.forget(user)
+    if user not in self._trained:
+      self._saved.users.forget(user)
+      return
+    row = self._trained.pop(user)
+    params = self.variables['params']
+    params['user_logits'] = np.array(params['user_logits'])
+    params['user_logits'][row] = 0.0
+    self._saved.card['trained_users'][row] = None
 
   def next_question(
     self,
@@ -309,9 +346,24 @@ class RewardModel:
     prompts, first, second, _ = zip(*rows, strict=True)
     prompts = None if all(p is None for p in prompts) else list(prompts)
     person = self.user(user)
+    number = len(person.log_belief)
+    if number == 1 and self.model.num_prototypes > 1 and strategy in _BELIEF:
+      raise InputError(
+        f'strategy={strategy!r} asks what is not known of a user, but here a '
+        "point is known and no belief: use 'uncertainty' or 'random'"
+      )
+    if not 1 <= size <= len(rows):
+      raise InputError(f'size={size} of a pool of {len(rows)} pairs')
     z = self._pair_logits(prompts, list(first), list(second), person)
+    # One shape for pools that shrink as they are asked.
+    available = np.arange(_power_of_two(len(rows))) < len(rows)
     chosen = choose_questions(
-      strategy, jnp.asarray(person.log_belief), z, size, jax.random.key(seed)
+      strategy,
+      jnp.asarray(person.log_belief),
+      jnp.asarray(_pad_rows(z)),
+      size,
+      jax.random.key(seed),
+      jnp.asarray(available),
     )
     return np.asarray(chosen).tolist()
 
@@ -332,7 +384,7 @@ class RewardModel:
         jnp.array([self._trained[user]]),
         method='user_log_weights',
       )
-      return User(np.asarray(log_w), np.zeros(1, np.float32))
+      return User(_frozen(log_w), _frozen(np.zeros(1, np.float32)))
     if isinstance(user, str):
       if user not in self._saved.users:
         raise InputError(
@@ -343,20 +395,17 @@ class RewardModel:
       return self._from_state(jax.tree.map(lambda x: x[0], found))
     if isinstance(user, Mapping):
       shares = _shares(list(user.values()), len(user), 'shares of users')
-      people = [self.user(u) for u in user]
-      return User(
-        np.concatenate([p.log_atoms for p in people]),
-        np.concatenate(
-          [p.log_belief + s for p, s in zip(people, shares, strict=True)]
-        ),
-      )
+      atoms, belief = _together([self.user(u) for u in user])
+      mixed = np.logaddexp.reduce(belief[: len(user)] + shares[:, None])
+      return User(_frozen(atoms), _frozen(mixed))
     weights = _shares(user, self.model.num_prototypes, 'weights')
-    return User(weights[None], np.zeros(1, np.float32))
+    return User(_frozen(weights[None]), _frozen(np.zeros(1, np.float32)))
 
   def _from_state(self, state: UserState) -> User:
     if state.log_belief is None:  # a point estimate
-      return User(np.asarray(state.log_weights)[None], np.zeros(1, np.float32))
-    return User(self._log_atoms, np.asarray(state.log_belief))
+      point = np.asarray(state.log_weights)[None]
+      return User(_frozen(point), _frozen(np.zeros(1, np.float32)))
+    return User(self._log_atoms, _frozen(state.log_belief))
 
   def _rewards(self, table: FeatureTable, people: list[User]) -> np.ndarray:
     """[U, N]."""
@@ -392,9 +441,13 @@ class RewardModel:
       raise InputError(
         f'{count} responses a and {len(b)} responses b: a pair needs both'
       )
-    prompts = prompt
-    if isinstance(prompt, list | tuple) or np.ndim(prompt) == 2:
-      prompts = [*prompt, *prompt]
+    prompts = None if prompt is None else _as_rows(prompt)
+    if prompts is not None and len(prompts) not in (1, count):
+      raise InputError(
+        f'{len(prompts)} prompts for {count} pairs: give one, or one each'
+      )
+    if prompts is not None and len(prompts) > 1:
+      prompts = [*prompts, *prompts]
     table = self._feature_table(prompts, [*a, *b])
     rows = np.arange(count)
     comparisons = make_comparisons(
@@ -474,7 +527,7 @@ class RewardModel:
     if array.ndim != 2 or array.shape[1] != width:
       raise InputError(
         f'{what} have the shape {array.shape}; expected feature vectors of '
-        f'width {width}'
+        f'width {width}, one as an array [{width}], N as [N, {width}]'
       )
     bad = np.flatnonzero(~np.isfinite(array).all(-1))
     if bad.size:
@@ -490,20 +543,47 @@ class RewardModel:
 def _is_single(response) -> bool:
   if isinstance(response, str):
     return True
-  return not isinstance(response, list | tuple) and np.ndim(response) == 1
+  if isinstance(response, list | tuple):
+    return False
+  array = np.asarray(response)
+  return array.ndim == 1 and array.dtype.kind not in 'UO'
 
 
 def _as_rows(values):
   """One string or vector, or several, as several."""
   if isinstance(values, list | tuple):
     return values
-  return [values] if isinstance(values, str) else np.atleast_2d(values)
+  if isinstance(values, str):
+    return [values]
+  array = np.asarray(values)
+  if array.dtype.kind in 'UO':  # texts
+    return array.ravel().tolist()
+  if array.ndim not in (1, 2):
+    raise InputError(
+      f'{values!r} is neither a string, a list of strings, nor features [D] or '
+      '[N, D]'
+    )
+  return np.atleast_2d(array)
 
 
-def _is_weights(user) -> bool:
-  return bool(user) and all(
+def _are_several(user) -> bool:
+  """Whether it is a sequence of users and not of K weights."""
+  if not isinstance(user, list | tuple | np.ndarray):
+    return False
+  return not len(user) or not all(
     isinstance(x, int | float | np.number) for x in user
   )
+
+
+def _frozen(array) -> np.ndarray:
+  """A copy that nobody can change: users share it."""
+  array = np.array(array)
+  array.flags.writeable = False
+  return array
+
+
+def _power_of_two(size: int) -> int:
+  return 1 << max(size - 1, 0).bit_length()
 
 
 def _shares(values, count: int, what: str) -> np.ndarray:
@@ -527,7 +607,7 @@ def _shares(values, count: int, what: str) -> np.ndarray:
 
 
 def _together(people: list[User]) -> tuple[np.ndarray, np.ndarray]:
-  """(atoms [A, K], beliefs [U, A]), users padded to a power of two.
+  """(atoms [A, K], beliefs [U, A]), padded to powers of two.
 
   Users who share their atoms, as all do who were adapted, share them here.
   """
@@ -538,8 +618,9 @@ def _together(people: list[User]) -> tuple[np.ndarray, np.ndarray]:
       place[id(person.log_atoms)] = total
       atoms.append(person.log_atoms)
       total += len(person.log_atoms)
-  padded = 1 << (len(people) - 1).bit_length()
-  belief = np.full((padded, total), -np.inf, np.float32)
+  width = _power_of_two(total) if len(atoms) > 1 else total
+  atoms.append(np.repeat(atoms[0][:1], width - total, axis=0))
+  belief = np.full((_power_of_two(len(people)), width), -np.inf, np.float32)
   for row, person in enumerate(people):
     start = place[id(person.log_atoms)]
     belief[row, start : start + len(person.log_atoms)] = person.log_belief
@@ -548,7 +629,7 @@ def _together(people: list[User]) -> tuple[np.ndarray, np.ndarray]:
 
 def _pad_rows(array) -> np.ndarray:
   array = np.asarray(array)
-  extra = (1 << max(len(array) - 1, 0).bit_length()) - len(array)
+  extra = _power_of_two(len(array)) - len(array)
   return np.pad(array, ((0, extra),) + ((0, 0),) * (array.ndim - 1))
 
 
@@ -558,6 +639,10 @@ def _parse(number: int, comparison, labelled: bool = True):
   if isinstance(comparison, Mapping):
     prompt = comparison.get('prompt')
     if 'chosen' in comparison and 'rejected' in comparison:
+      if 'label' in comparison:
+        raise InputError(
+          f'{where} has chosen and rejected, and a label: give one of both'
+        )
       return prompt, comparison['chosen'], comparison['rejected'], 1.0
     names = ('response_a', 'response_b', *(('label',) if labelled else ()))
     missing = [name for name in names if name not in comparison]
@@ -579,13 +664,10 @@ def _parse(number: int, comparison, labelled: bool = True):
   if not labelled:
     return prompt, *values[:2], 0.5
   a, b, label = values
-  if (
-    isinstance(label, str)
-    or not isinstance(label, int | float | np.number | np.bool_)
-    or not 0.0 <= float(label) <= 1.0
-  ):
+  number = np.asarray(label)
+  if number.ndim or number.dtype.kind not in 'biuf' or not 0 <= number <= 1:
     raise InputError(
       f'{where}: label {label!r} must be 1 (the first is better), 0, or a '
       'number between'
     )
-  return prompt, a, b, float(label)
+  return prompt, a, b, float(number)

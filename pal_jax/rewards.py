@@ -2,7 +2,7 @@
 
 A user is a belief over atoms, points of the simplex. Its reward of a candidate
 is the mean over the belief. Rewards of one user (and, for PAL-B, one prompt)
-have no origin: only differences are log odds. Where they are affine in the
+have no origin: only differences mean something. Where they are affine in the
 ideal point (squared distance, inner product) the origin is the reward of x = 0,
 so that a user folds to one ideal point: r = scale * (2 <x, u> - ||x||^2), and
 r = scale * <x, u>.
@@ -44,8 +44,10 @@ def expected_rewards(
     log_belief: [U, A], -inf where an atom is out of the question.
 
   Returns:
-    [N, U] in log odds: a difference of two is the logit of a preference, up to
-    the belief's spread.
+    [N, U] in log odds. For one known point of a convex model a difference of
+    two is the logit of the preference; else it is the mean logit, which the
+    probability (`adaptation.predict`, the mean of probabilities) need not
+    agree with.
   """
   x, basis = placed.x, placed.basis
   belief, weights = jnp.exp(log_belief), jnp.exp(log_atoms)

@@ -36,6 +36,15 @@ FORMAT = 'pal_jax model 1'
 MODEL_FOLDER = 'model'  # where a finished workdir has it
 CARD, TENSORS, USERS = 'card.json', 'model.safetensors', 'users.npz'
 _PRIOR = 'prior/'
+_REQUIRED = {
+  'adaptation',
+  'encoder',
+  'feature_width',
+  'features',
+  'join_prompt',
+  'model',
+  'num_users',
+}
 EQUATIONS = {
   'squared_distance': 'r_i(x) = -scale * ||f(h) - u_i||^2',
   'distance': 'r_i(x) = -scale * ||f(h) - u_i||',
@@ -70,8 +79,9 @@ def from_training(
   """What is kept of a run.
 
   Seen users become like all others: adapted to the comparisons they were
-  trained on, so that their probabilities have intervals, they can answer more,
-  and they can be forgotten.
+  trained on, so that their probabilities have intervals and they can answer
+  more. Forgetting one deletes these answers; the network and the atoms of the
+  population, which everybody shaped, stay.
 
   Args:
     config: of the experiment.
@@ -79,6 +89,13 @@ def from_training(
     model, variables, prior: what came of it.
     metrics: for the card, as in results.json.
   """
+  # Nothing is scored with the trained weights any more, and who asks to be
+  # forgotten must not be found in them.
+  if not model.user_level:
+    model = model.clone(num_users=model.num_prototypes)
+    blank = np.zeros((model.num_users, model.num_prototypes), np.float32)
+    params = dict(variables['params']) | {'user_logits': blank}
+    variables = dict(variables) | {'params': params}
   users = UserTable(model, variables, prior, method=config.adaptation.method)
   answers = group_by_user(dataset.train, dataset.num_users)
   stats = statistics(
@@ -95,7 +112,7 @@ def from_training(
     encoder = {'name': made.name, 'version': made.version}
   card = make_card(
     config,
-    num_users=dataset.num_users,
+    num_users=model.num_users,
     feature_width=table.items.shape[-1],
     encoder=encoder,
     data={'name': dataset.name, 'hashes': fingerprint(dataset)},
@@ -155,11 +172,11 @@ def save_model(saved: SavedModel, folder: str | Path) -> Path:
   Raises:
     InputError: if something else stands there.
   """
-  folder = Path(folder).expanduser().absolute()
-  if folder.exists() and not (folder / CARD).exists():
+  folder = Path(folder).expanduser().resolve()
+  if folder.exists() and not _is_ours(folder):
     raise InputError(
-      f'{folder} exists and holds no {CARD}: it is not a saved model and is '
-      'left alone; name a new folder'
+      f'{folder} exists and is not a saved model, or holds other files, '
+      'too: it is left alone; name a new folder'
     )
   folder.parent.mkdir(parents=True, exist_ok=True)
   temporary = folder.with_name(f'.{folder.name}.{os.getpid()}.tmp')
@@ -167,8 +184,9 @@ def save_model(saved: SavedModel, folder: str | Path) -> Path:
   try:
     temporary.mkdir()
     tensors = _flatten(saved)
-    safetensors.numpy.save_file(
-      tensors, temporary / TENSORS, metadata={'format': FORMAT}
+    # Not save_file, whose files only their owner may read.
+    (temporary / TENSORS).write_bytes(
+      safetensors.numpy.save(tensors, metadata={'format': FORMAT})
     )
     saved.users.save(temporary / USERS)
     shapes = {
@@ -181,7 +199,11 @@ def save_model(saved: SavedModel, folder: str | Path) -> Path:
     if folder.exists():
       old = folder.with_name(f'.{folder.name}.{os.getpid()}.old')
       folder.rename(old)
-      temporary.rename(folder)
+      try:
+        temporary.rename(folder)
+      except OSError:
+        old.rename(folder)
+        raise
       shutil.rmtree(old)
     else:
       temporary.rename(folder)
@@ -198,12 +220,22 @@ def load_model(folder: str | Path) -> SavedModel:
   """
   folder = Path(folder).expanduser()
   card = _read_card(folder)
-  for name, expected in card['sha256'].items():
-    if not (folder / name).is_file() or _hash(folder / name) != expected:
+  for name in (TENSORS, USERS):
+    try:
+      intact = _hash(folder / name) == card['sha256'].get(name)
+    except OSError as error:
+      raise InputError(f'{folder / name} cannot be read: {error}') from error
+    if not intact:
       raise InputError(
-        f'{folder / name} is missing or is not what {CARD} says: copy the '
-        'whole folder again, or save the model again'
+        f'{folder / name} is not what {CARD} says: copy the whole folder '
+        'again, or save the model again'
       )
+  missing = sorted(_REQUIRED - set(card))
+  if missing or 'method' not in card['adaptation']:
+    raise InputError(
+      f'{folder / CARD}: lacks {missing or "adaptation.method"}; save the '
+      'model again'
+    )
   try:
     tensors = safetensors.numpy.load_file(folder / TENSORS)
     model = models.create(
@@ -235,6 +267,14 @@ def load_model(folder: str | Path) -> SavedModel:
   return SavedModel(model, variables, prior, users, card)
 
 
+def _is_ours(folder: Path) -> bool:
+  try:
+    _read_card(folder)
+    return {p.name for p in folder.iterdir()} <= {CARD, TENSORS, USERS}
+  except (InputError, OSError):
+    return False
+
+
 def _flatten(saved: SavedModel) -> dict[str, np.ndarray]:
   tensors = flax.traverse_util.flatten_dict(saved.variables, sep='/')
   tensors |= {_PRIOR + name: x for name, x in vars(saved.prior).items()}
@@ -248,7 +288,8 @@ def _read_card(folder: Path) -> dict[str, Any]:
   except FileNotFoundError as error:
     raise InputError(
       f'{folder} holds no {CARD}: it is not a saved model. Give a finished '
-      'workdir, or a folder that RewardModel.save wrote'
+      'workdir (an early version left no model in it: train again in a new '
+      'one), or a folder that RewardModel.save wrote'
     ) from error
   except (OSError, ValueError) as error:
     raise InputError(f'{path} cannot be read as JSON: {error}') from error

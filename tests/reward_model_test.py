@@ -47,7 +47,8 @@ ANSWERS = 4
 def make(name, users=3, method='posterior', **network):
   preference, point, membership = MODELS[name]
   fields = {'preference': preference, 'membership': membership, **network}
-  projector = fields.pop('projector', 'mlp1')
+  shallow = 'mlp0' if point == 'pal_b' else 'mlp1'
+  projector = fields.pop('projector', shallow)
   if point == 'pal_b':
     model = PalB(
       num_users=oracle.U,
@@ -397,6 +398,46 @@ def test_the_next_question_has_the_most_information(name):
   assert three[0] == best
 
 
+def test_a_pool_that_shrinks_is_asked_in_order():
+  found = make('squared_distance Pw convex')
+  pool = pairs(found, labels=False, count=6)
+  asked, left = [], list(range(6))
+  while left:
+    (best,) = found.next_question('user 1', [pool[i] for i in left])
+    asked.append(left.pop(best))
+  assert sorted(asked) == list(range(6))
+
+
+def test_nobody_can_change_what_users_share():
+  found = make('squared_distance Pw convex')
+  for user in (None, 'user 1', [1, 2, 3], {'user 1': 1, None: 2}):
+    person = found.user(user)
+    for array in (person.log_atoms, person.log_belief):
+      with pytest.raises(ValueError, match='read-only'):
+        array[:] = 0
+  # Members of a mixture share their atoms, and so does the mixture.
+  assert len(found.user({'user 0': 1, 'user 1': 1}).log_atoms) == oracle.ATOMS
+
+
+def test_several_users_may_be_a_tuple_or_an_array():
+  found = make('squared_distance Pw convex')
+  _, h = features(found, np.arange(4), None)
+  expected = found.reward(None, h, ['user 0', 'user 1'])
+  for users in (('user 0', 'user 1'), np.array(['user 0', 'user 1'])):
+    np.testing.assert_array_equal(found.reward(None, h, users), expected)
+
+
+def test_a_model_is_saved_where_a_link_points(tmp_path):
+  found = make('squared_distance Pw convex')
+  found.save(tmp_path / 'real')
+  (tmp_path / 'link').symlink_to(tmp_path / 'real')
+  found.adapt(pairs(found), user='ann')
+  found.save(tmp_path / 'link')
+  assert (tmp_path / 'link').is_symlink()
+  assert 'ann' in RewardModel.load(tmp_path / 'real').users
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['link', 'real']
+
+
 def test_point_estimates_have_no_interval():
   found = make('squared_distance Pw convex', method='map')
   _, h = features(found, np.arange(2), None)
@@ -463,7 +504,8 @@ def test_a_damaged_file_is_named(saved, tmp_path, name, damage):
       if damage == 'cut'
       else content[:middle] + b'x' + content[middle + 1 :]
     )
-  with pytest.raises(InputError, match=f'{name} is missing or is not'):
+  expected = 'cannot be read' if damage == 'gone' else 'is not what card.json'
+  with pytest.raises(InputError, match=f'{name} {expected}'):
     load_model(folder)
 
 
@@ -474,7 +516,7 @@ def test_a_damaged_file_is_named(saved, tmp_path, name, damage):
     ('[]', 'expected "format"'),
     ('{"format": "pal_jax model 2"}', 'expected "format"'),
     (json.dumps({'format': FORMAT}), 'has no "sha256"'),
-    (json.dumps({'format': FORMAT, 'sha256': {}}), 'not a model'),
+    (json.dumps({'format': FORMAT, 'sha256': {}}), 'is not what card.json'),
   ],
 )
 def test_a_wrong_card_is_refused(saved, tmp_path, card, message):
@@ -493,6 +535,16 @@ def test_a_folder_without_a_card_is_neither_read_nor_replaced(tmp_path):
   found = make('squared_distance Pw convex')
   with pytest.raises(InputError, match='is left alone'):
     found.save(tmp_path / 'precious')
+  # Neither does a card of something else, nor a file beside a model.
+  (tmp_path / 'precious' / CARD).write_text('{"name": "baseball card"}')
+  with pytest.raises(InputError, match='is left alone'):
+    found.save(tmp_path / 'precious')
+  (tmp_path / 'precious' / CARD).unlink()
+  found.save(tmp_path / 'model')
+  (tmp_path / 'model' / 'notes.txt').write_text('mine')
+  with pytest.raises(InputError, match='is left alone'):
+    found.save(tmp_path / 'model')
+  assert (tmp_path / 'model' / 'notes.txt').exists()
   assert [p.name for p in (tmp_path / 'precious').iterdir()] == ['thesis.txt']
   with pytest.raises(InputError, match='holds no card.json'):
     RewardModel.load(tmp_path / 'nothing')
@@ -517,10 +569,22 @@ def test_a_folder_without_a_card_is_neither_read_nor_replaced(tmp_path):
     (lambda m, h: m.reward(None, h[:, :2]), r'shape \(3, 2\)'),
     (lambda m, h: m.reward(None, h * np.nan), 'row 0 holds NaN'),
     (lambda m, h: m.reward(h[:2], h), '2 prompts for 3 responses'),
+    (lambda m, h: m.prefer(h[:2], h, h), '2 prompts for 3 pairs'),
     (lambda m, h: m.reward(None, [h[0], [1.0]]), 'neither strings nor'),
     (lambda m, h: m.prefer(None, h, h[:2]), '3 responses a and 2'),
     (lambda m, h: m.prefer(None, h, h, level=1), r'level=1 must lie'),
     (lambda m, h: m.adapt([(None, h[0], h[1])]), 'comparison 0: expected'),
+    (lambda m, h: m.reward(None, h, []), 'list of users is empty'),
+    (lambda m, h: m.reward(None, h, ('user 0', 'nobody')), "'nobody' is unk"),
+    (lambda m, h: m.reward(None, np.ones((1, 2, 3))), 'neither a string'),
+    (
+      lambda m, h: m.next_question([1, 1, 1], [(None, h[0], h[1])]),
+      'a point is known',
+    ),
+    (
+      lambda m, h: m.adapt([{'chosen': h[0], 'rejected': h[1], 'label': 1}]),
+      'chosen and rejected, and a label',
+    ),
     (lambda m, h: m.adapt([(None, h[0], h[1], 2)]), 'label 2 must be'),
     (lambda m, h: m.adapt([(None, h[0], h[1], '1')]), "label '1' must be"),
     (lambda m, h: m.adapt([{'label': 1}]), "no 'response_a'"),
@@ -575,8 +639,8 @@ def test_strings_go_through_the_encoder_of_the_run(workdir):
   known = found.card
   assert known['encoder']['name'] == 'minilm'
   assert known['metrics']['seen']['accuracy'] > 0
-  known['encoder'] = None
-  assert found.card['encoder'] is not None
+  known['features']['normalize'] = None
+  assert found.card['features']['normalize'] == 'rms'
 
 
 def test_a_seen_user_is_adapted_to_what_was_trained_on(workdir):
@@ -586,6 +650,27 @@ def test_a_seen_user_is_adapted_to_what_was_trained_on(workdir):
   beliefs = np.stack([found.user(u).log_belief for u in found.users])
   np.testing.assert_allclose(logsumexp(beliefs, axis=-1), 0, atol=1e-4)
   assert np.ptp(np.exp(beliefs), axis=0).max() > 0.01
+
+
+def test_trained_weights_of_people_are_not_kept(workdir):
+  found = RewardModel.load(workdir)
+  assert not found.variables['params']['user_logits'].any()
+  assert found.model.num_users == found.model.num_prototypes
+  found.forget('seen-3')
+  assert 'seen-3' not in found.users
+
+
+def test_texts_are_scored_without_writing_a_cache(
+  workdir, tmp_path, monkeypatch
+):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  found = RewardModel.load(workdir)
+  texts = _statements(workdir)
+  first = found.reward(None, texts[:4])
+  monkeypatch.setattr('pal_jax.reward_model._REMEMBERED', 5)
+  np.testing.assert_array_equal(found.reward(None, texts)[:4], first)
+  np.testing.assert_array_equal(found.reward(None, texts[:4]), first)
+  assert not any(tmp_path.rglob('*.npy'))
 
 
 def test_another_encoder_is_refused(workdir, tmp_path):

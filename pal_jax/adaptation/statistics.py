@@ -47,8 +47,8 @@ class Placed:
 class Statistics:
   """Comparisons as a function of the user's weights; leading axes [...].
 
-  Either `delta`, or `x` and `basis`. R is K + 1 (less if P is), or P for
-  `f(Pw)`.
+  Either `delta`, or `x` and `basis`. R is K + 1, or P if that is not more, or
+  for `f(Pw)`.
   """
 
   delta: jax.Array | None  # [..., K]
@@ -116,13 +116,39 @@ def is_convex(model: IdealPointModel, rule: str) -> bool:
   return rule == 'mixture' or is_linear(model, rule)
 
 
+def _axes(basis: jax.Array) -> jax.Array:
+  """[..., K, P] -> orthonormal rows [..., K, P] of the same span.
+
+  Gram-Schmidt, twice for each row ("twice is enough", Giraud et al. 2005); a
+  row in the span of those before it gets 0. Not `jnp.linalg.qr`: a LAPACK call
+  a comparison is slow, and on the CPU a batch of them now and then waited for
+  ever inside XLA's thread pool.
+  """
+  found: list[jax.Array] = []
+  for k in range(basis.shape[-2]):
+    row = basis[..., k, :]
+    left = row
+    for _ in range(2):
+      if found:
+        axes = jnp.stack(found, -2)
+        along = jnp.einsum('...jp,...p->...j', axes, left)
+        left = left - jnp.einsum('...j,...jp->...p', along, axes)
+    size = safe_norm(left, keepdims=True)
+    new = size > 1e-6 * safe_norm(row, keepdims=True)
+    found.append(jnp.where(new, left / jnp.where(new, size, 1.0), 0.0))
+  return jnp.stack(found, -2)
+
+
 def _isometry(x: jax.Array, basis: jax.Array):
   """[..., 2, P], [..., K, P] -> [..., 2, R], [..., K, R], same geometry."""
-  axes, corner = jnp.linalg.qr(jnp.swapaxes(basis, -1, -2))  # [..., P, R - 1]
-  inside = x @ axes
-  rest = safe_norm(x - inside @ jnp.swapaxes(axes, -1, -2), keepdims=True)
-  points = jnp.swapaxes(corner, -1, -2)  # [..., K, R - 1]
+  if basis.shape[-1] <= basis.shape[-2]:
+    return x, basis
+  axes = _axes(basis)
+  inside = jnp.einsum('...np,...kp->...nk', x, axes)
+  outside = x - jnp.einsum('...nk,...kp->...np', inside, axes)
+  points = jnp.einsum('...mp,...kp->...mk', basis, axes)
   points = jnp.concatenate([points, jnp.zeros_like(points[..., :1])], -1)
+  rest = safe_norm(outside, keepdims=True)
   return jnp.concatenate([inside, rest], -1), points
 
 

@@ -84,16 +84,26 @@ def two_way_error(
   """
   people, rows = np.unique(person, return_inverse=True)
   objects, places = np.unique(items, return_inverse=True)
-  places = places.reshape(-1, 2)
-  each = np.bincount(rows, part)
-  by_person = len(people) / max(len(people) - 1, 1) * np.sum(each**2)
-  by_item = sum(
-    np.bincount(side, part, minlength=len(objects)) for side in places.T
-  )
-  # A comparison stands in the sums of its person and of its two items.
-  both = by_person + np.sum(by_item**2) - 2.0 * np.sum(part**2)
-  degrees = max(min(len(people), len(objects)) - 1, 1)
-  return float(np.sqrt(max(by_person, both))), degrees
+  a, b = np.sort(places.reshape(-1, 2), axis=-1).T
+  number = len(objects)
+  pair = np.unique(a * number + b, return_inverse=True)[1]
+
+  def squares(key, values=part):
+    """Of the sums over clusters."""
+    return float(np.sum(np.bincount(key, values) ** 2))
+
+  def by_item(key):
+    """Of comparisons that share a key and at least one item."""
+    keys = np.concatenate([key * number + a, key * number + b])
+    keys = np.unique(keys, return_inverse=True)[1]
+    both = np.unique(key * len(part) + pair, return_inverse=True)[1]
+    return squares(keys, np.concatenate([part, part])) - squares(both)
+
+  of_people = len(people) / max(len(people) - 1, 1) * squares(rows)
+  # Those that share a person, or an item, or both.
+  total = of_people + by_item(np.zeros_like(rows)) - by_item(rows)
+  degrees = max(min(len(people), number) - 1, 1)
+  return float(np.sqrt(max(of_people, total))), degrees
 
 
 def two_way_interval(

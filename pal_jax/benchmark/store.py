@@ -13,7 +13,7 @@ from pal_jax.benchmark.summary import Finished
 from pal_jax.writer import to_json
 
 # Raise it when cells of older code must not be used again.
-VERSION = 1
+VERSION = 2
 
 
 def describe(method) -> dict:

@@ -79,16 +79,20 @@ def convert(
     params['prototypes'] = matched.prototypes
   ids = tuple(matched.users)
   logits = np.stack([matched.users[i] for i in ids])
-  temperature = float(matched.scalars.get('temperature', np.ones(1)).ravel()[0])
+  # A model has at least as many users as prototypes; nobody has these rows.
+  rows = max(len(ids), logits.shape[1])
+  logits = np.pad(logits, ((0, rows - len(ids)), (0, 0)))
+  temperature = _scalar(matched, 'temperature', 1.0)
   if not temperature > 0:
     raise InputError(
       f'softmax_w.temperature is {temperature}: it must be positive'
     )
+  _check_form(matched, options, form)
   params['user_logits'] = logits
   params['log_temperature'] = np.float32(np.log(temperature))
   # Only the cosine is scaled there.
-  scale = matched.scalars.get('logit_scale') if preference == 'cosine' else None
-  params['log_scale'] = np.float32(0.0 if scale is None else scale.ravel()[0])
+  scale = _scalar(matched, 'logit_scale', 0.0)
+  params['log_scale'] = np.float32(scale if preference == 'cosine' else 0.0)
   config = ml_collections.ConfigDict(base.to_dict())
   config.model.update(
     name=kind,
@@ -107,22 +111,22 @@ def convert(
   if kind == 'pal_a':
     config.model.point = options.point
   model = models.create(
-    config.model, num_users=len(ids), feature_width=form['inputs']
+    config.model, num_users=rows, feature_width=form['inputs']
   )
   variables = {'params': params}
   if form['batch_norm']:
     variables['batch_stats'] = stats
-  prior = _population(model, variables)
+  prior = _population(model, variables, len(ids))
   card = make_card(
     config,
-    num_users=len(ids),
+    num_users=rows,
     feature_width=form['inputs'],
     encoder=None,
     data={'converted_from': 'a checkpoint of the PyTorch implementation'},
     metrics={},
   )
   card['trained_users'] = list(ids)
-  users = UserTable(model, variables, prior)
+  users = UserTable(model, variables, prior, method=base.adaptation.method)
   return SavedModel(model, variables, prior, users, card)
 
 
@@ -148,6 +152,18 @@ def _check(matched: Matched, options: Options) -> None:
     raise InputError(
       f'the checkpoint lacks {"; ".join(missing)}\n{matched.listing()}'
     )
+  if matched.prompt and sorted(matched.prompt) != list(
+    range(len(matched.prompt))
+  ):
+    raise InputError(
+      f'prompt projectors {sorted(matched.prompt)} are there: expected 0, 1, '
+      'and so on without a gap'
+    )
+  if not matched.prompt and matched.prototypes.ndim != 2:
+    raise InputError(
+      f'user_learner.P has the shape {matched.prototypes.shape}: expected '
+      '(K, D)'
+    )
   number = (
     len(matched.prompt) if matched.prompt else matched.prototypes.shape[0]
   )
@@ -157,10 +173,6 @@ def _check(matched: Matched, options: Options) -> None:
         f'user_learner.W.{user} has the shape {logits.shape}; with {number} '
         f'prototypes it must be ({number},)'
       )
-  if matched.prompt and sorted(matched.prompt) != list(range(number)):
-    raise InputError(
-      f'prompt projectors {sorted(matched.prompt)}: expected 0 to {number - 1}'
-    )
 
 
 def _projector(layers: dict, what: str) -> tuple[dict, dict]:
@@ -171,6 +183,8 @@ def _projector(layers: dict, what: str) -> tuple[dict, dict]:
     if 'weight' not in layer:
       raise InputError(f'{what}, layer {place}: has no weight')
     (dense if layer['weight'].ndim == 2 else norms).append((place, layer))
+  if not dense:
+    raise InputError(f'{what}: none of its layers has a matrix of weights')
   hidden = len(dense) - 1
   shapes = [layer['weight'].shape for _, layer in dense]  # [out, in]
   width = shapes[-1][0]
@@ -220,9 +234,36 @@ def _stack(trees: list[dict]) -> dict:
   }
 
 
-def _population(model, variables) -> Prior:
+def _scalar(matched: Matched, name: str, default: float) -> float:
+  value = matched.scalars.get(name, np.array([default]))
+  if value.size != 1:
+    raise InputError(f'{name} has the shape {value.shape}: expected one number')
+  return float(value.ravel()[0])
+
+
+def _check_form(matched: Matched, options: Options, form: dict) -> None:
+  """What only shows when the projector's sizes are known."""
+  inputs, width = form['inputs'], form['width']
+  if options.residual and inputs != width:
+    raise InputError(
+      f'residual: the projector maps {inputs} to {width}; a residual one needs '
+      'them equal'
+    )
+  if matched.prompt:
+    return
+  expected = width if options.point == 'Pw' else inputs
+  if matched.prototypes.shape[1] != expected:
+    raise InputError(
+      f'user_learner.P has the shape {matched.prototypes.shape}: with point='
+      f'{options.point!r} prototypes are {expected} wide (the projector maps '
+      f"{inputs} to {width}); 'Pw' mixes them behind the projector, the others "
+      'before it'
+    )
+
+
+def _population(model, variables, number: int) -> Prior:
   """The people of the checkpoint, each equally likely, and some at vertices."""
-  everybody = np.arange(model.num_users)
+  everybody = np.arange(number)
   seen = model.apply(variables, everybody, method='user_log_weights')
   atoms = choose_atoms(model, seen)
   # People come first, then the vertices and the centre.

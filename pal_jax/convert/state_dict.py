@@ -129,14 +129,18 @@ def match(tensors: Mapping[str, np.ndarray]) -> Matched:
   first: dict[tuple, str] = {}
   copies, unknown, encoder = [], [], 0
   for name, value in tensors.items():
-    if 'llm' in name.split('.'):
+    key = _key(_plain(name))
+    if key is None and 'llm' in name.split('.'):
       encoder += 1
       continue
-    key = _key(_plain(name))
     if key is None:
       unknown.append(name)
       continue
     value = np.asarray(value, np.float32)
+    if not np.isfinite(value).all():
+      raise InputError(
+        f'{name} holds NaN or infinity: the checkpoint is damaged'
+      )
     if key in found:
       if not np.array_equal(found[key], value, equal_nan=True):
         raise InputError(

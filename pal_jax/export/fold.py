@@ -79,7 +79,7 @@ def fold(
     'scale': scale,
   }
   tensors = _layers(model, params, stats, 'projector', 'layers')
-  if 'prompt_projectors' in params:
+  if not hasattr(model, 'point'):  # PAL-B
     for k in range(model.num_prototypes):
       one = [
         jax.tree.map(lambda x, k=k: x[k], tree.get('prompt_projectors', {}))
@@ -150,9 +150,10 @@ def _stack(model, params, stats, prefix) -> dict[str, np.ndarray]:
 
 def write_folded(folded: Folded, path: str | Path) -> None:
   """As safetensors; the form is JSON in its metadata."""
-  safetensors.numpy.save_file(
-    folded.tensors, path, metadata={'form': json.dumps(folded.form)}
+  data = safetensors.numpy.save(
+    folded.tensors, metadata={'form': json.dumps(folded.form)}
   )
+  Path(path).write_bytes(data)
 
 
 def read_folded(path: str | Path) -> Folded:

@@ -21,6 +21,7 @@ from safetensors import safe_open
 from torch import nn
 
 _ACTIVATIONS = {'gelu': nn.functional.gelu, 'relu': nn.functional.relu}
+_FORMAT = 'pal_jax reward 1'
 _TINY = 1e-12
 
 
@@ -74,11 +75,14 @@ class PalReward(nn.Module):
   def from_file(cls, path):
     """Reads what pal_jax.export wrote."""
     with safe_open(path, framework='pt') as file:
-      form = json.loads(file.metadata()['form'])
+      form = json.loads((file.metadata() or {}).get('form', '{}'))
+      if form.get('format') != _FORMAT:
+        raise ValueError(f'{path}: is not what pal_jax.export wrote')
       tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    return cls(tensors, form).eval()
+    return cls(tensors, form).eval().requires_grad_(False)
 
   def _scaled(self, h):
+    h = h.to(next(self.buffers()).dtype)  # encoders give bfloat16
     if self.form['normalize'] == 'none':
       return h
     return h / h.square().mean(-1, keepdim=True).sqrt().clamp_min(_TINY)

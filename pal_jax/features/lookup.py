@@ -29,6 +29,7 @@ def lookup_or_encode(
   cache_dir: str | os.PathLike = '',
   dtype: str = 'float16',
   progress: Callable[[int, int], None] | None = None,
+  keep: bool = True,
 ) -> np.ndarray:
   """The vectors of `texts`, in their order; duplicates are allowed.
 
@@ -46,6 +47,8 @@ def lookup_or_encode(
     cache_dir: the user's cache; '' is `default_cache_dir()`.
     dtype: 'float16' or 'float32', in the cache and of the result.
     progress: called with (done, total), distinct texts encoded.
+    keep: whether what is encoded goes to the user's cache; False where texts
+      come once and never again.
 
   Returns:
     [N, D] in `dtype`, read-only.
@@ -61,7 +64,9 @@ def lookup_or_encode(
   for row, text in enumerate(texts):
     first_row.setdefault(text, row)
   if getattr(encoder, 'cacheable', True):
-    vectors = _cached(first_row, encoder, stores, cache_dir, dtype, progress)
+    vectors = _cached(
+      first_row, encoder, stores, cache_dir, dtype, progress, keep
+    )
   else:
     vectors = _encode(first_row, encoder, encoder.width, dtype)
   if len(first_row) != len(texts):
@@ -95,7 +100,7 @@ def cache_folder(
   return (root or default_cache_dir()) / folder
 
 
-def _cached(first_row, encoder, stores, cache_dir, dtype, progress):
+def _cached(first_row, encoder, stores, cache_dir, dtype, progress, keep):
   """The vectors [N, D] of N distinct texts, the keys of `first_row`."""
   texts, first_rows = list(first_row), list(first_row.values())
   folder = cache_folder(encoder, cache_dir, dtype)
@@ -108,7 +113,7 @@ def _cached(first_row, encoder, stores, cache_dir, dtype, progress):
   }
   width = _width(sources, encoder)
   located, missing = _locate(texts, sources.values())
-  if len(missing):
+  if len(missing) and keep:
     cache = sources.get(str(folder))
     if cache is None:
       spec = Spec(encoder.name, encoder.version, width, dtype)
@@ -130,7 +135,8 @@ def _cached(first_row, encoder, stores, cache_dir, dtype, progress):
         f'{[str(path) for path in stores]}), and encoding them failed: '
         f'{error}'
       ) from error
-    cache.append(list(chunk), vectors[rows])
+    if keep:
+      cache.append(list(chunk), vectors[rows])
     if progress is not None:
       progress(start + len(rows), len(missing))
   return vectors

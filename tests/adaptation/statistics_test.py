@@ -111,13 +111,34 @@ def test_reduced_logits_are_the_models_own(point, preference, rule):
   [('Pw', 'cosine'), ('f(P)w', 'distance'), ('Pw', 'inner_product')],
 )
 def test_more_prototypes_than_dimensions_lose_nothing(point, preference):
-  """The prototypes' span is then all of R^P, and nothing sticks out."""
+  """Their span is then all of R^P: points stay as they are."""
   model = build(point, preference, width=2)
   table = oracle.make_table(width=2 if point == 'Pw' else P)
   stats = assert_same_logits(model, table)
   if stats.x is not None:
-    assert stats.x.shape[-1] == 3
-    np.testing.assert_allclose(stats.x[..., -1], 0, atol=1e-5)
+    assert stats.x.shape[-1] == 2
+
+
+def test_prototypes_in_one_line_are_a_basis_too():
+  """Points that depend on each other, and two equal ones."""
+  model = build('Pw', 'cosine')
+  variables = oracle.variables_of(model)
+  p = variables['params']['prototypes']
+  variables['params']['prototypes'] = np.stack([p[0], 2 * p[0], p[0]])
+  c, table = oracle.make_comparisons(), oracle.make_table()
+  stats = oracle.reduce(model, variables, c, table)
+  w = np.array([0.2, 0.5, 0.3])
+  for user in range(1, U):
+    live = c.mask[user]
+    mine = weight_logits(
+      model,
+      variables,
+      'convex',
+      np.float32(np.log(w)),
+      stats.map(lambda x, user=user, live=live: x[user][live]),
+    )
+    expected = oracle.numpy_logits(model, variables, table, c, user)(w)
+    np.testing.assert_allclose(mine, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('preference', sorted(PREFERENCES))

@@ -255,3 +255,28 @@ def test_the_error_is_that_of_users_and_items_drawn_anew(
     errors.append(error)
   # Of a dozen items and their own mean, as of any small sample, a little low.
   assert 0.8 < np.sqrt(np.mean(np.square(errors))) / np.std(means) < 1.15
+
+
+@pytest.mark.parametrize(('effect', 'pairs'), [('pair', 6), ('both', 20)])
+def test_pairs_that_come_again_are_counted_once(effect, pairs):
+  """Everybody judges the same pairs, or one item several times."""
+  means, errors = [], []
+  users = 40
+  for seed in range(300):
+    rng = np.random.default_rng(seed)
+    if effect == 'pair':  # disjoint pairs, judged by all
+      items = np.tile(np.arange(2 * pairs).reshape(-1, 2), (users, 1, 1))
+      gap = np.tile(rng.normal(size=pairs), (users, 1))
+    else:  # what a person makes of an item, in two of its comparisons
+      hub = rng.integers(0, 400, (users, pairs // 2))
+      first = np.repeat(hub, 2, axis=1)
+      items = np.stack(
+        [first, 400 + np.arange(first.size).reshape(first.shape)]
+      )
+      items = np.moveaxis(items, 0, -1)
+      gap = np.repeat(rng.normal(size=hub.shape), 2, axis=1)
+    means.append(gap.mean())
+    part = (gap - gap.mean()).ravel() / gap.size
+    person = np.repeat(np.arange(users), gap.shape[1])
+    errors.append(two_way_error(part, person, items.reshape(-1, 2))[0])
+  assert 0.8 < np.sqrt(np.mean(np.square(errors))) / np.std(means) < 1.15

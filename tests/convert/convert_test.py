@@ -302,7 +302,12 @@ def replaced(part, value):
     ('a', without('layers.3.bias'), 'some have none'),
     ('a', without('layers.3.weight'), 'layer 3: has no weight'),
     ('a norm', without('running_var'), 'the norm lacks running_var'),
-    ('b', without('projectors.1.'), r'prompt projectors \[0, 2\]|shape'),
+    ('b', without('projectors.1.'), r'prompt projectors \[0, 2\] are there'),
+    ('a', replaced('learner.P', np.ones(3)), r'P has the shape \(3,\)'),
+    ('a Pw', lambda s: s | {PREFIX + 'user_learner.P': np.ones((K, D))}, 'Pw'),
+    ('a', replaced('temperature', np.ones(2)), 'expected one number'),
+    ('a', replaced('W.7', np.full(K, np.nan)), 'W.7 holds NaN or infinity'),
+    ('a', replaced('weight', np.ones(P)), 'none of its layers has a matrix'),
     (
       'a',
       replaced('layers.3.weight', np.ones((2, P))),
@@ -314,6 +319,51 @@ def test_what_does_not_fit_is_named(name, change, message):
   case, state = checkpoint(name)
   with pytest.raises(InputError, match=message):
     convert(match(change(state)), base.get_config(), options_of(case))
+
+
+def test_a_wrong_point_is_told_from_the_shapes():
+  for name, point in (('a', 'Pw'), ('a Pw', 'f(Pw)')):
+    _, state = checkpoint(name)
+    with pytest.raises(InputError, match='prototypes are . wide'):
+      convert(match(state), base.get_config(), Options(point=point))
+  _, state = checkpoint('a')
+  with pytest.raises(InputError, match='a residual one needs them equal'):
+    convert(match(state), base.get_config(), Options(residual=True))
+
+
+def test_fewer_people_than_prototypes():
+  case, state = checkpoint('a')
+  some = without('W.A1B2', 'W.worker')(state)
+  found = RewardModel(convert(match(some), base.get_config(), options_of(case)))
+  assert found.users == ('7',)
+  h = features()[1]
+  every = found.reward(None, h, '7')
+  expected = reference_rewards(state, case, '7', None, h.astype(float))
+  np.testing.assert_allclose(
+    every - every[0], expected - expected[0], rtol=1e-5, atol=1e-5
+  )
+
+
+def test_somebody_converted_can_be_forgotten():
+  case, state = checkpoint('a')
+  found = RewardModel(
+    convert(match(state), base.get_config(), options_of(case))
+  )
+  found.forget('A1B2')
+  assert found.users == ('7', 'worker.with.dots')
+  assert not found.variables['params']['user_logits'][1].any()
+  back = RewardModel(found._saved)
+  assert back.users == found.users
+  np.testing.assert_array_equal(
+    back.user('worker.with.dots').weights,
+    found.user('worker.with.dots').weights,
+  )
+
+
+def test_a_user_called_llm_is_a_user():
+  _, state = checkpoint('a')
+  state[f'{PREFIX}user_learner.W.llm'] = np.zeros(K, np.float32)
+  assert 'llm' in match(state).users
 
 
 @pytest.mark.parametrize(

@@ -181,11 +181,15 @@ def test_the_torch_module_gives_the_same_rewards(name, network, tmp_path):
     torch.from_numpy(np.array(x)) for x in (h, prompts) if x is not None
   ]
   expected = found.reward(prompts, h, 'user 1')
-  with torch.no_grad():
-    mine = reward(*arguments).numpy()
+  mine = reward(*arguments).numpy()
   np.testing.assert_allclose(
     mine, expected, rtol=1e-5, atol=1e-5 * (np.abs(expected).max() + 1)
   )
+  half = reward(*[x.bfloat16() for x in arguments])
+  assert half.shape == mine.shape and half.isfinite().all()
+  safetensors.numpy.save_file({'a': np.ones(2)}, path)
+  with pytest.raises(ValueError, match='is not what pal_jax.export wrote'):
+    PalReward.from_file(path)
 
 
 def test_trl_calls_it_with_prompts_and_completions(tmp_path):
@@ -258,6 +262,7 @@ def test_the_command(workdir, tmp_path):
   assert [p.name for p in tmp_path.iterdir()] == ['reward']
   card = json.loads((out / 'card.json').read_text())
   assert card['user'] == 'seen-2' and card['encoder']['name'] == 'minilm'
+  assert card['format'] == FORMAT and 'sha256' not in card
   h = np.random.default_rng(0).normal(size=(7, 384)).astype(np.float32)
   expected = RewardModel.load(workdir).reward(None, h, 'seen-2')
   tolerance = {'rtol': 1e-5, 'atol': 1e-5 * (np.abs(expected).max() + 1)}
