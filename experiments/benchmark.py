@@ -82,6 +82,9 @@ def _work(config: dict, folder: str, dataset: str, method: str) -> str:
     jobs.run_job(plan, Path(folder), dataset, method)
   except InputError as error:
     return str(error)
+  finally:
+    # Programs of shapes that do not come again: gigabytes after a few methods.
+    jax.clear_caches()
   return ''
 
 

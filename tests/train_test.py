@@ -528,6 +528,7 @@ def test_nothing_is_left_behind(whole_runs):
     'config.json',
     'few_shot.png',
     'metrics.jsonl',
+    'model',
     'report.md',
     'results.json',
     'space.png',
