@@ -22,6 +22,7 @@ from pal_jax.saved_model import (
   USERS,
   SavedModel,
   load_model,
+  make_card,
 )
 from pal_jax.train import train_and_evaluate
 from tests.adaptation import oracle
@@ -71,26 +72,28 @@ def make(name, users=3, method='posterior', **network):
   stats = oracle.reduce(model, variables, c)
   table.add([f'user {i}' for i in range(users)], stats, c.label, c.mask)
   joined = point != 'pal_b'
-  config = base.model().to_dict() | {
-    'name': 'pal_a' if joined else 'pal_b',
-    'num_prototypes': oracle.K,
-    'width': oracle.P,
-    'projector': model.projector,
-    'dropout': 0.0,
-    **fields,
-  }
+  config = base.get_config()
+  config.adaptation.method = method
+  config.model.update(
+    {
+      'name': 'pal_a' if joined else 'pal_b',
+      'num_prototypes': oracle.K,
+      'width': oracle.P,
+      'projector': model.projector,
+      'dropout': 0.0,
+      **fields,
+    }
+  )
   if joined:
-    config['point'] = point
-  card = {
-    'format': FORMAT,
-    'join_prompt': joined,
-    'model': config,
-    'num_users': oracle.U,
-    'feature_width': oracle.P,
-    'features': {'normalize': 'rms'},
-    'encoder': None,
-    'adaptation': {'method': method},
-  }
+    config.model.point = point
+  card = make_card(
+    config,
+    num_users=oracle.U,
+    feature_width=oracle.P,
+    encoder=None,
+    data={},
+    metrics={},
+  )
   return RewardModel(SavedModel(model, variables, prior, table, card))
 
 

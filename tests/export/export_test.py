@@ -10,7 +10,6 @@ import pytest
 import safetensors.numpy
 from scipy.special import erf
 
-from configs import tiny
 from pal_jax.errors import InputError
 from pal_jax.export import (
   fold,
@@ -20,8 +19,6 @@ from pal_jax.export import (
   write_program,
 )
 from pal_jax.export.fold import FORMAT
-from pal_jax.reward_model import RewardModel
-from pal_jax.train import train_and_evaluate
 from tests.adaptation import oracle
 from tests.reward_model_test import MODELS, features, make
 
@@ -246,13 +243,6 @@ def test_other_files_are_refused(content, tmp_path):
     read_folded(path)
 
 
-@pytest.fixture(scope='module')
-def workdir(tmp_path_factory):
-  folder = tmp_path_factory.mktemp('run') / 'work'
-  train_and_evaluate(tiny.get_config(), folder, progress=False)
-  return folder
-
-
 def run(*flags):
   return subprocess.run(
     [sys.executable, '-m', 'pal_jax.export', *flags],
@@ -262,9 +252,11 @@ def run(*flags):
   )
 
 
-def test_the_command(workdir, tmp_path):
+def test_the_command(tmp_path):
+  found = make('squared_distance f(Pw) convex')
+  model = found.save(tmp_path / 'model')
   out = tmp_path / 'reward'
-  done = run(f'--model={workdir}', '--user=seen-2', f'--out={out}')
+  done = run(f'--model={model}', '--user=user 2', f'--out={out}')
   assert done.returncode == 0, done.stderr
   assert sorted(p.name for p in out.iterdir()) == [
     'card.json',
@@ -272,22 +264,16 @@ def test_the_command(workdir, tmp_path):
     'reward.stablehlo',
     'torch_reward.py',
   ]
-  assert [p.name for p in tmp_path.iterdir()] == ['reward']
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['model', 'reward']
   card = json.loads((out / 'card.json').read_text())
-  assert card['user'] == 'seen-2' and card['encoder']['name'] == 'minilm'
+  assert card['user'] == 'user 2' and card['feature_width'] == oracle.P
   assert card['format'] == FORMAT and 'sha256' not in card
-  h = np.random.default_rng(0).normal(size=(7, 384)).astype(np.float32)
-  expected = RewardModel.load(workdir).reward(None, h, 'seen-2')
+  h = oracle.make_table().items[:7]
+  expected = found.reward(None, h, 'user 2')
   tolerance = {'rtol': 1e-5, 'atol': 1e-5 * (np.abs(expected).max() + 1)}
   mine = numpy_reward_of(read_folded(out / 'reward.safetensors'), h)
   np.testing.assert_allclose(mine, expected, **tolerance)
   program = read_program(out / 'reward.stablehlo')
   np.testing.assert_allclose(program(h), expected, **tolerance)
-  again = run(f'--model={workdir}', f'--out={out}')
+  again = run(f'--model={model}', f'--out={out}')
   assert again.returncode == 2 and 'exists' in again.stderr
-  unknown = run(
-    f'--model={workdir}', '--user=nobody', f'--out={tmp_path / "x"}'
-  )
-  assert unknown.returncode == 2
-  assert "user 'nobody' is unknown" in unknown.stderr
-  assert [p.name for p in tmp_path.iterdir()] == ['reward']
