@@ -14,8 +14,10 @@ import numpy as np
 from pal_jax import adaptation, features
 from pal_jax.adaptation.queries import choose_questions
 from pal_jax.adaptation.solver import UserState
+from pal_jax.adaptation.users import power_of_two
 from pal_jax.data.texts import together
 from pal_jax.errors import InputError
+from pal_jax.features.checks import first_bad_row
 from pal_jax.features.table import SHIPPED, normalize_rows
 from pal_jax.rewards import expected_rewards
 from pal_jax.saved_model import (
@@ -282,7 +284,7 @@ class RewardModel:
     if user is not None:
       self._saved.users.update([user], stats, label)
       return self.user(user)
-    padded = _power_of_two(len(rows))
+    padded = power_of_two(len(rows))
     extra = padded - len(rows)
     stats = stats.map(
       lambda x: jnp.pad(x, ((0, 0), (0, extra)) + ((0, 0),) * (x.ndim - 2))
@@ -356,7 +358,7 @@ class RewardModel:
       raise InputError(f'size={size} of a pool of {len(rows)} pairs')
     z = self._pair_logits(prompts, list(first), list(second), person)
     # One shape for pools that shrink as they are asked.
-    available = np.arange(_power_of_two(len(rows))) < len(rows)
+    available = np.arange(power_of_two(len(rows))) < len(rows)
     chosen = choose_questions(
       strategy,
       jnp.asarray(person.log_belief),
@@ -529,12 +531,9 @@ class RewardModel:
         f'{what} have the shape {array.shape}; expected feature vectors of '
         f'width {width}, one as an array [{width}], N as [N, {width}]'
       )
-    bad = np.flatnonzero(~np.isfinite(array).all(-1))
-    if bad.size:
-      raise InputError(
-        f'{what}: row {bad[0]} holds NaN or infinity, and so do '
-        f'{bad.size - 1} more'
-      )
+    bad = first_bad_row(array)
+    if bad is not None:
+      raise InputError(f'{what}: row {bad} holds NaN or infinity')
     if self._saved.card['encoder'] is None:
       return array
     return normalize_rows(array, self._saved.card['features']['normalize'])
@@ -582,10 +581,6 @@ def _frozen(array) -> np.ndarray:
   return array
 
 
-def _power_of_two(size: int) -> int:
-  return 1 << max(size - 1, 0).bit_length()
-
-
 def _shares(values, count: int, what: str) -> np.ndarray:
   """Logarithms [count] of positive shares, normalised."""
   try:
@@ -618,9 +613,9 @@ def _together(people: list[User]) -> tuple[np.ndarray, np.ndarray]:
       place[id(person.log_atoms)] = total
       atoms.append(person.log_atoms)
       total += len(person.log_atoms)
-  width = _power_of_two(total) if len(atoms) > 1 else total
+  width = power_of_two(total) if len(atoms) > 1 else total
   atoms.append(np.repeat(atoms[0][:1], width - total, axis=0))
-  belief = np.full((_power_of_two(len(people)), width), -np.inf, np.float32)
+  belief = np.full((power_of_two(len(people)), width), -np.inf, np.float32)
   for row, person in enumerate(people):
     start = place[id(person.log_atoms)]
     belief[row, start : start + len(person.log_atoms)] = person.log_belief
@@ -629,7 +624,7 @@ def _together(people: list[User]) -> tuple[np.ndarray, np.ndarray]:
 
 def _pad_rows(array) -> np.ndarray:
   array = np.asarray(array)
-  extra = _power_of_two(len(array)) - len(array)
+  extra = power_of_two(len(array)) - len(array)
   return np.pad(array, ((0, extra),) + ((0, 0),) * (array.ndim - 1))
 
 

@@ -120,9 +120,9 @@ def _axes(basis: jax.Array) -> jax.Array:
   """[..., K, P] -> orthonormal rows [..., K, P] of the same span.
 
   Gram-Schmidt, twice for each row ("twice is enough", Giraud et al. 2005); a
-  row in the span of those before it gets 0. Not `jnp.linalg.qr`: a LAPACK call
-  a comparison is slow, and on the CPU a batch of them now and then waited for
-  ever inside XLA's thread pool.
+  row in the span of those before it gets 0. Not `jnp.linalg.qr`, a LAPACK call
+  a comparison: predictions of PAL-B with it once stood still on the CPU with
+  every thread of XLA idle, for which these calls are the suspect, not proven.
   """
   found: list[jax.Array] = []
   for k in range(basis.shape[-2]):

@@ -36,7 +36,8 @@ class Lookup:
   known: np.ndarray  # [U] bool, False for ids that are not in the table
 
 
-def _power_of_two(size: int) -> int:
+def power_of_two(size: int) -> int:
+  """The smallest that is not less than `size`, at least 1."""
   return 1 << max(size - 1, 0).bit_length()
 
 
@@ -308,8 +309,8 @@ class UserTable:
   def _fit(self, all_stats, all_labels) -> UserState:
     """States [U] of users with any numbers of comparisons."""
     count = len(all_labels)
-    width = _power_of_two(max(1, *(len(label) for label in all_labels)))
-    rows = _power_of_two(count)
+    width = power_of_two(max(1, *(len(label) for label in all_labels)))
+    rows = power_of_two(count)
 
     def pack(arrays):
       first = arrays[0]

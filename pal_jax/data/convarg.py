@@ -12,12 +12,12 @@ import numpy as np
 
 from pal_jax.data.dataset import Dataset
 from pal_jax.data.people import (
-  Division,
   Items,
   Pairs,
   check_people,
   create_people,
-  num_fit,
+  divide_rows,
+  rows_by_person,
 )
 from pal_jax.data.sampling import split_items
 from pal_jax.data.texts import together
@@ -199,7 +199,7 @@ def create_convarg(config, *, join_prompt: bool = True) -> Dataset:
   tied = data.label == 0.5
   use = ~tied if config.ties == 'drop' else np.ones_like(tied)
   across = split[data.items[:, 0]] != split[data.items[:, 1]]
-  rows_of = _rows_of_workers(data, use & ~across)
+  rows_of = rows_by_person(data.worker, use & ~across, len(data.workers))
   split_of_row = split[data.items[:, 0]]
 
   def pairs(rows):
@@ -207,17 +207,7 @@ def create_convarg(config, *, join_prompt: bool = True) -> Dataset:
 
   def divide(rng, person, unseen):
     rows = rng.permutation(rows_of[person])
-    train, validation, test = (rows[split_of_row[rows] == s] for s in range(3))
-    fit, rest = np.split(train, [num_fit(config, len(train), unseen)])
-    if unseen:
-      known = np.isin(data.items[rest], data.items[fit]).any(-1)
-      rest = rest[~known]
-    else:
-      fit = fit[: config.max_pairs_per_user]
-    return Division(
-      pairs(fit),
-      *(pairs(rows[: config.max_query]) for rows in (rest, validation, test)),
-    )
+    return divide_rows(config, rows, split_of_row, pairs, unseen)
 
   note = (
     f'{int(tied.sum())} judgments are ties, '
@@ -245,11 +235,3 @@ def create_convarg(config, *, join_prompt: bool = True) -> Dataset:
     divide=divide,
     notes=(*data.notes, note),
   )
-
-
-def _rows_of_workers(data: Judgments, use: np.ndarray) -> list[np.ndarray]:
-  """Rows of the judgments in use, by worker."""
-  rows = np.flatnonzero(use)
-  rows = rows[np.argsort(data.worker[rows], kind='stable')]
-  ends = np.cumsum(np.bincount(data.worker[rows], minlength=len(data.workers)))
-  return np.split(rows, ends[:-1])

@@ -100,6 +100,53 @@ def num_fit(config, available: int, unseen: bool) -> int:
   return fit
 
 
+def rows_by_person(
+  person: np.ndarray, use: np.ndarray, number: int
+) -> list[np.ndarray]:
+  """Rows [n] of each of `number` people, of those [R] that are in use.
+
+  Args:
+    person: [R] whole numbers.
+    use: [R] bool.
+    number: of the people.
+  """
+  rows = np.flatnonzero(use)
+  rows = rows[np.argsort(person[rows], kind='stable')]
+  ends = np.cumsum(np.bincount(person[rows], minlength=number))
+  return np.split(rows, ends[:-1])
+
+
+def divide_rows(
+  config,
+  rows: np.ndarray,
+  split: np.ndarray,
+  pairs: Callable[[np.ndarray], Pairs],
+  unseen: bool,
+) -> Division:
+  """One person's comparisons, of which the first are learnt from.
+
+  An unseen user's queries share no item with its support.
+
+  Args:
+    config: `configs.base.convarg_data` or `table_data`.
+    rows: [n] of the person, in order.
+    split: [R] of each comparison: 0 train, 1 validation, 2 test.
+    pairs: gives the comparisons of some rows.
+    unseen: whether the person is met only after training.
+  """
+  train, validation, test = (rows[split[rows] == s] for s in range(3))
+  fit, rest = np.split(train, [num_fit(config, len(train), unseen)])
+  if unseen:
+    known = np.isin(pairs(rest).items, pairs(fit).items).any(-1)
+    rest = rest[~known]
+  else:
+    fit = fit[: config.max_pairs_per_user]
+  return Division(
+    pairs(fit),
+    *(pairs(part[: config.max_query]) for part in (rest, validation, test)),
+  )
+
+
 def create_people(
   config,
   rng: np.random.Generator,

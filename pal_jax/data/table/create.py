@@ -1,6 +1,7 @@
 """A table becomes a dataset: who is unseen, what is held out."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -15,13 +16,13 @@ from pal_jax.data.dataset import (
   check_dataset,
 )
 from pal_jax.data.people import (
-  Division,
   Items,
   Pairs,
   check_people,
   create_people,
-  num_fit,
+  divide_rows,
   pad_people,
+  rows_by_person,
 )
 from pal_jax.data.sampling import split_items
 from pal_jax.data.table.table import SEEN_SPLITS, SPLITS, Table, read_table
@@ -131,13 +132,6 @@ def _split(config, rng, table: Table) -> tuple[np.ndarray, str]:
   return drawn, 'one by one, because most hang together'
 
 
-def _rows_of_users(table: Table, use: np.ndarray) -> list[np.ndarray]:
-  rows = np.flatnonzero(use)
-  rows = rows[np.argsort(table.user[rows], kind='stable')]
-  ends = np.cumsum(np.bincount(table.user[rows], minlength=len(table.users)))
-  return np.split(rows, ends[:-1])
-
-
 def _pairs(table: Table, rows: np.ndarray) -> Pairs:
   return Pairs(table.items[rows], table.label[rows], table.weight[rows])
 
@@ -146,26 +140,15 @@ def _drawn(config, table: Table, names) -> Dataset:
   rng = np.random.default_rng(config.seed)
   split, how = _split(config, rng, table)
   across = split[table.items[:, 0]] != split[table.items[:, 1]]
-  rows_of = _rows_of_users(table, ~across)
+  rows_of = rows_by_person(table.user, ~across, len(table.users))
   split_of_row = split[table.items[:, 0]]
 
   def divide(rng, person, unseen):
     rows = rng.permutation(rows_of[person])
     if table.time is not None:
       rows = rows[np.argsort(table.time[rows], kind='stable')]
-    train, validation, test = (rows[split_of_row[rows] == s] for s in range(3))
-    fit, rest = np.split(train, [num_fit(config, len(train), unseen)])
-    if unseen:
-      known = np.isin(table.items[rest], table.items[fit]).any(-1)
-      rest = rest[~known]
-    else:
-      fit = fit[: config.max_pairs_per_user]
-    return Division(
-      _pairs(table, fit),
-      *(
-        _pairs(table, rows[: config.max_query])
-        for rows in (rest, validation, test)
-      ),
+    return divide_rows(
+      config, rows, split_of_row, functools.partial(_pairs, table), unseen
     )
 
   note = (

@@ -270,17 +270,13 @@ def _check_whole(rows: _Rows, problems: Problems) -> np.ndarray:
   keep[again] = False  # repeated; the notes count them
   split = np.array(rows.split)
   seen = np.isin(split, [SPLITS.index(s) for s in SEEN_SPLITS])
-  for what, side in (('seen', seen), ('unseen', ~seen & (split >= 0))):
-    if what == 'seen':
-      known = set(user[side].tolist())
-      continue
-    both = sorted(known & set(user[side].tolist()))
-    for person in both:
-      problems.add(
-        'users in train, validation or test, and in support or query',
-        f'user {_short(names[person])}',
-      )
-    keep[np.isin(user, both)] = False
+  both = np.intersect1d(user[seen], user[~seen & (split >= 0)])
+  for person in both.tolist():
+    problems.add(
+      'users in train, validation or test, and in support or query',
+      f'user {_short(names[person])}',
+    )
+  keep[np.isin(user, both)] = False
   group = np.array(rows.group, np.int64)
   known = group >= 0
   pairs = np.unique(np.stack([user[known], group[known]], -1), axis=0)
