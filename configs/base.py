@@ -336,6 +336,19 @@ def optimizer() -> ConfigDict:
   return config
 
 
+def reference_optimizer() -> ConfigDict:
+  """The reference implementation's: Adam, a rate a group (METHOD section 2)."""
+  config = optimizer()
+  config.name = 'adam'
+  config.schedule = 'constant'
+  config.warmup_steps = 0
+  config.clip_norm = 0.0
+  config.groups.projectors.learning_rate = 1e-4
+  config.groups.points.learning_rate = 5e-3
+  config.groups.temperatures.learning_rate = 0.1
+  return config
+
+
 def adaptation() -> ConfigDict:
   """Fitting the weights of users the model never saw (METHOD section 3)."""
   config = ConfigDict()

@@ -13,8 +13,8 @@ yuvalkirstain/pickapic_v1. EMBEDDINGS: one file, or a folder of files, of
 float vectors whose ids are the images' uids and the captions. Two in a hundred
 of the users who have 20 training rows and a test row are held out as unseen,
 and their test rows are not among those of the seen ones; the report counts
-them. Run on files of this format that tests write: the
-published tables and CLIP were not at hand.
+them. Run on files of this format that tests write: the published tables and
+CLIP were not at hand.
 """
 
 from configs import base
@@ -36,12 +36,6 @@ def get_config():
   config.train.batch_size = 16384
   config.train.num_steps = 1780  # 50 epochs of 584 thousand
   config.train.log_every = 20
-  config.optimizer.name = 'adam'
-  config.optimizer.schedule = 'constant'
-  config.optimizer.warmup_steps = 0
-  config.optimizer.clip_norm = 0.0
-  config.optimizer.groups.projectors.learning_rate = 1e-4
-  config.optimizer.groups.points.learning_rate = 5e-3
-  config.optimizer.groups.temperatures.learning_rate = 0.1
+  config.optimizer = base.reference_optimizer()
   config.evaluation.num_support = (0, 1, 2, 5, 10, 20)
   return config.lock()

@@ -9,9 +9,10 @@ of the latter are reported.
     --config.data.path=TABLES --config.features.path=EMBEDDINGS
 
 TABLES also has v1_train*, the training table of v1: a test row overlaps if its
-pair of images stands there, in either order. --config.data.test_rows=overlap
-or all for the others. Run on files of this format that tests write; whether
-this rule gives exactly 12,025 rows was not seen.
+pair of images stands there, in either order; or overlap_ranking_ids.txt, the
+ranking ids of the test rows that do, one a line. For the other rows
+--config.data.test_rows=overlap or all. Run on files of this format that tests
+write; whether this rule gives exactly 12,025 rows was not seen.
 """
 
 from configs import pickapic_v1

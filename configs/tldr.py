@@ -48,11 +48,5 @@ def get_config(which: str = ''):
     config.train.num_steps = 5242  # one epoch of 20,969
     config.train.log_every = 100
     config.train.checkpoint_every = 500
-    config.optimizer.name = 'adam'
-    config.optimizer.schedule = 'constant'
-    config.optimizer.warmup_steps = 0
-    config.optimizer.clip_norm = 0.0
-    config.optimizer.groups.projectors.learning_rate = 1e-4
-    config.optimizer.groups.points.learning_rate = 5e-3
-    config.optimizer.groups.temperatures.learning_rate = 0.1
+    config.optimizer = base.reference_optimizer()
   return config.lock()

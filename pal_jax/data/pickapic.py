@@ -50,12 +50,7 @@ def create_pickapic(config, *, join_prompt: bool = True) -> Dataset:
     raise InputError(
       f'data.version={config.version!r} is unknown: expected one of {VERSIONS}'
     )
-  prepare, builders = _builders()
-  files = builders.source_files(prepare.check_folder(config.path, builders.HOW))
-  builder = prepare.prepare(
-    builders.PickAPic, config.version, files=files, data_dir=config.tfds_dir
-  )
-  table = _read(prepare, builder)
+  table = _read(config, lambda builders: (builders.PickAPic, config.version))
   return _create('pickapic', config, table, (), join_prompt)
 
 
@@ -71,13 +66,13 @@ def create_pick_a_filter(config, *, join_prompt: bool = True) -> Dataset:
     InputError: if files or fields are not as expected.
   """
   _check(config)
-  prepare, builders = _builders()
-  chosen = builders.filter_config(config.beta, config.seed)
-  files = builders.source_files(prepare.check_folder(config.path, builders.HOW))
-  builder = prepare.prepare(
-    builders.PickAFilter, chosen, files=files, data_dir=config.tfds_dir
+  table = _read(
+    config,
+    lambda builders: (
+      builders.PickAFilter,
+      builders.filter_config(config.beta, config.seed),
+    ),
   )
-  table = _read(prepare, builder)
   changed = sum(name.endswith(('-blue', '-red')) for name in table.images)
   note = (
     f'beta = {config.beta:g} of the pairs have a filtered image, {changed:,} '
@@ -86,14 +81,6 @@ def create_pick_a_filter(config, *, join_prompt: bool = True) -> Dataset:
     f'{int((table.group == 1).sum()):,} red.'
   )
   return _create('pick_a_filter', config, table, (note,), join_prompt)
-
-
-def _builders():
-  # Here, because they import TensorFlow Datasets.
-  return (
-    importlib.import_module('pal_jax.data.builders.prepare'),
-    importlib.import_module('pal_jax.data.builders.pickapic'),
-  )
 
 
 def _check(config) -> None:
@@ -116,7 +103,19 @@ def _check(config) -> None:
     )
 
 
-def _read(prepare, builder) -> Table:
+def _read(config, choose) -> Table:
+  """Prepares and reads what `choose(builders)`, (class, config), names."""
+  # Here, because they import TensorFlow Datasets.
+  prepare = importlib.import_module('pal_jax.data.builders.prepare')
+  builders = importlib.import_module('pal_jax.data.builders.pickapic')
+  folder = prepare.check_folder(config.path, builders.HOW)
+  builder_class, builder_config = choose(builders)
+  builder = prepare.prepare(
+    builder_class,
+    builder_config,
+    files=builder_class.find_files(folder),
+    data_dir=config.tfds_dir,
+  )
   users: dict[str, int] = {}
   prompts: dict[str, int] = {}
   images: dict[tuple[int, str], int] = {}
@@ -152,12 +151,11 @@ def _create(
   name: str, config, table: Table, notes, join_prompt: bool
 ) -> Dataset:
   rng = np.random.default_rng(config.seed)
-  tested = _tested(config, table)
   number = len(table.users)
-  is_train = table.split == 0
+  is_train, is_validation, is_test = (table.split == i for i in range(3))
+  tested = is_test & _wanted(config, table.overlap, is_test)
   learnt = np.bincount(table.rows.user[is_train], minlength=number)
   # Of all test rows: who is unseen must not depend on which are asked about.
-  is_test = table.split == 2
   asked = np.bincount(table.rows.user[is_test], minlength=number)
   able = np.flatnonzero(
     (learnt >= config.min_support) & (asked >= config.min_query)
@@ -168,8 +166,8 @@ def _create(
     raise InputError(
       f'data.name={name}: none of {number} users can be an unseen one, with '
       f'data.min_support={config.min_support} training rows and '
-      f'data.min_query={config.min_query} test rows; lower these, raise '
-      'data.unseen_fraction, or give the whole of the data'
+      f'data.min_query={config.min_query} test rows; lower these, '
+      'or give the whole of the data'
     )
   unseen = np.zeros(number, bool)
   unseen[chosen] = True
@@ -183,7 +181,7 @@ def _create(
   )
   masks = {
     'train': is_train & of_seen,
-    'validation': (table.split == 1) & of_seen,
+    'validation': is_validation & of_seen,
     'test': tested & of_seen,
     'query': tested & of_unseen,
   }
@@ -215,18 +213,17 @@ def _create(
   )
 
 
-def _tested(config, table: Table) -> np.ndarray:
-  """[N] bool: the test rows that are asked about."""
-  test = table.split == 2
+def _wanted(config, overlap: np.ndarray, is_test: np.ndarray) -> np.ndarray:
+  """[N] bool: the rows that may be asked about."""
   if config.test_rows == 'all':
-    return test
-  if (table.overlap[test] < 0).any():
+    return np.ones_like(is_test)
+  if (overlap[is_test] < 0).any():
     raise InputError(
       f'data.test_rows={config.test_rows!r} needs the training table of v1 as '
       f'v1_train*.parquet or .csv, or overlap_ranking_ids.txt, beside the '
       f'others in {config.path}'
     )
-  return test & (table.overlap == int(config.test_rows == 'overlap'))
+  return overlap == int(config.test_rows == 'overlap')
 
 
 def _notes(config, table, seen, unseen, sets, is_train) -> tuple[str, ...]:

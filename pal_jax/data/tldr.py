@@ -46,7 +46,7 @@ def read_table(config) -> Table:
   files = ()
   if config.path or not config.download:
     folder = prepare.check_folder(config.path, builders.HOW)
-    files = builders.source_files(folder)
+    files = builders.TldrComparisons.find_files(folder)
   builder = prepare.prepare(
     builders.TldrComparisons,
     files=files,

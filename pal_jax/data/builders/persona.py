@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from pal_jax.data.builders.prepare import manual_folder
+from pal_jax.data.builders.local import LocalBuilder
 from pal_jax.data.persona import read_file
 from pal_jax.errors import InputError
 
@@ -49,15 +49,14 @@ def behaviors_config(behaviors) -> BehaviorsConfig:
   )
 
 
-class PersonaStatements(tfds.core.GeneratorBasedBuilder):
+class PersonaStatements(LocalBuilder):
   """Statements, and whether somebody with a behaviour would say them."""
 
   name = 'persona_statements'
   VERSION = tfds.core.Version('1.0.0')
   BUILDER_CONFIGS = [BehaviorsConfig(name='all')]
   MANUAL_DOWNLOAD_INSTRUCTIONS = HOW
-  source_files: tuple[Path, ...] = ()  # instead of the manual folder
-  may_download = True
+  SUFFIXES = ('.jsonl',)
   all_checksums_known = True
   url = _URL
 
@@ -83,18 +82,13 @@ class PersonaStatements(tfds.core.GeneratorBasedBuilder):
   def _files(self, dl_manager) -> dict[str, Path]:
     """{behaviour: file}."""
     wanted = self.builder_config.behaviors
-    files = self.source_files
-    folder = manual_folder(dl_manager, ('.jsonl',))
-    if not files and folder is not None:
-      files = sorted(folder.glob('*.jsonl'))
+    files = self.local_files(dl_manager)
     if files:
       found = {path.stem: path for path in files}
       missing = [name for name in wanted if name not in found]
       if missing:
         raise InputError(f'{files[0].parent}: has no {missing[0]}.jsonl; {HOW}')
       return {name: found[name] for name in wanted or found}
-    if not self.may_download:
-      raise InputError(f'{self.name}: {HOW}')
     names = wanted or tuple(
       Path(url).stem for url in self.url_infos if url.endswith('.jsonl')
     )

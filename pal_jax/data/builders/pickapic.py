@@ -23,13 +23,12 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from pal_jax.data.builders.prepare import manual_folder
+from pal_jax.data.builders.local import LocalBuilder
 from pal_jax.data.table.values import WRONG, as_id
 from pal_jax.errors import InputError
 from pal_jax.optional import require
 
 SPLITS = ('train', 'validation', 'test')
-SUFFIXES = ('.parquet', '.csv')
 # Of version 2 alone: what PickScore was trained on, to tell who overlaps.
 V1_TRAIN = 'v1_train'
 # Or a list of ranking ids of test rows, one a line.
@@ -76,7 +75,7 @@ def filter_config(beta: float, seed: int) -> FilterConfig:
   )
 
 
-class PickAPic(tfds.core.GeneratorBasedBuilder):
+class PickAPic(LocalBuilder):
   """Pairs of images made for a prompt, and which one a user liked better."""
 
   name = 'pickapic'
@@ -86,9 +85,19 @@ class PickAPic(tfds.core.GeneratorBasedBuilder):
     tfds.core.BuilderConfig(name='v2', description='6,083 users'),
   ]
   MANUAL_DOWNLOAD_INSTRUCTIONS = HOW
-  source_files: tuple[Path, ...] = ()  # instead of the manual folder
-  may_download = True  # nothing is
-  all_checksums_known = False
+  SUFFIXES = ('.parquet', '.csv')
+  may_download = False  # a hundred gigabytes of images
+
+  @classmethod
+  def find_files(cls, folder: Path) -> tuple[Path, ...]:
+    """The tables of a folder, split by split. Raises InputError."""
+    files = super().find_files(folder)
+    missing = [split for split in SPLITS if not files_of(files, split)]
+    if missing:
+      raise InputError(f'{folder}: has no table of {", ".join(missing)}; {HOW}')
+    names = (*SPLITS, V1_TRAIN)
+    tables = tuple(path for name in names for path in files_of(files, name))
+    return tables + tuple(p for p in (folder / OVERLAP,) if p.is_file())
 
   def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
@@ -114,12 +123,7 @@ class PickAPic(tfds.core.GeneratorBasedBuilder):
     }
 
   def _split_generators(self, dl_manager):
-    files = self.source_files
-    folder = manual_folder(dl_manager, SUFFIXES)
-    if not files and folder is not None:
-      files = source_files(folder)
-    if not files:
-      raise InputError(f'{self.name}: {HOW}')
+    files = self.local_files(dl_manager)
     old = _pairs(files_of(files, V1_TRAIN))
     listed = _listed(files)
     return {
@@ -185,23 +189,6 @@ def _draw(seed: int, *parts: str) -> float:
   text = '\0'.join((str(seed), *parts))
   digest = hashlib.sha256(text.encode()).digest()
   return int.from_bytes(digest[:8], 'big') / 2**64
-
-
-def source_files(folder: Path) -> tuple[Path, ...]:
-  """The tables of a folder, in their order.
-
-  Raises:
-    InputError: if a split has none.
-  """
-  files = tuple(
-    sorted(p for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file())
-  )
-  missing = [split for split in SPLITS if not files_of(files, split)]
-  if missing:
-    raise InputError(f'{folder}: has no table of {", ".join(missing)}; {HOW}')
-  return tuple(
-    path for name in (*SPLITS, V1_TRAIN) for path in files_of(files, name)
-  ) + tuple(p for p in (folder / OVERLAP,) if p.is_file())
 
 
 def files_of(files, split: str) -> tuple[Path, ...]:

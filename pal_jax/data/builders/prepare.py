@@ -35,16 +35,6 @@ def check_folder(path: str, what: str) -> Path:
   return folder
 
 
-def manual_folder(dl_manager, suffixes: Sequence[str]) -> Path | None:
-  """TFDS's manual folder, if there is one with files that end so."""
-  try:
-    folder = Path(dl_manager.manual_dir)
-  except AssertionError:  # what TFDS says where it is missing or empty
-    return None
-  names = folder.iterdir()
-  return folder if any(p.suffix in suffixes for p in names) else None
-
-
 def hash_files(files: Sequence[Path]) -> str:
   """16 hex digits of the names and contents of files.
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from pal_jax.data.builders.prepare import manual_folder
+from pal_jax.data.builders.local import LocalBuilder
 from pal_jax.errors import InputError
 from pal_jax.optional import require
 
@@ -33,7 +33,6 @@ _URL = (
 FILES = tuple(
   [f'batch{n}' for n in (*range(3, 21), 22)] + ['edit_b2_eval_test']
 )
-SUFFIXES = ('.json', '.jsonl', '.parquet')
 HOW = (
   'fetch the comparisons of openai/summarize_from_feedback, either batch3.json '
   'to batch20.json, batch22.json and edit_b2_eval_test.json from '
@@ -47,16 +46,24 @@ _NULL = 'with a null post, text or worker'
 _POLICY = 'of other policies'
 
 
-class TldrComparisons(tfds.core.GeneratorBasedBuilder):
+class TldrComparisons(LocalBuilder):
   """Pairs of summaries of a post, and which one a worker chose."""
 
   name = 'tldr_comparisons'
   VERSION = tfds.core.Version('1.0.0')
   MANUAL_DOWNLOAD_INSTRUCTIONS = HOW
-  source_files: tuple[Path, ...] = ()  # instead of the manual folder
-  may_download = True
-  all_checksums_known = False
+  SUFFIXES = ('.json', '.jsonl', '.parquet')
   url = _URL
+
+  @classmethod
+  def find_files(cls, folder: Path) -> tuple[Path, ...]:
+    """The files of a folder, batch 3 before batch 10. Raises InputError."""
+    files = tuple(sorted(super().find_files(folder), key=_natural))
+    if not files:
+      raise InputError(
+        f'{folder}: has no file that ends in one of {cls.SUFFIXES}; {HOW}'
+      )
+    return files
 
   def _info(self) -> tfds.core.DatasetInfo:
     return tfds.core.DatasetInfo(
@@ -79,13 +86,8 @@ class TldrComparisons(tfds.core.GeneratorBasedBuilder):
     )
 
   def _split_generators(self, dl_manager):
-    files = self.source_files
-    folder = manual_folder(dl_manager, SUFFIXES)
-    if not files and folder is not None:
-      files = source_files(folder)
+    files = self.local_files(dl_manager)
     if not files:
-      if not self.may_download:
-        raise InputError(f'{self.name}: {HOW}')
       found = dl_manager.download([self.url.format(name) for name in FILES])
       files = tuple(map(Path, found))
     return {
@@ -112,21 +114,6 @@ class TldrComparisons(tfds.core.GeneratorBasedBuilder):
         f'{"train" if split == "train" else "valid1 or valid2"} and whose '
         'policies contain "sup". ' + HOW
       )
-
-
-def source_files(folder: Path) -> tuple[Path, ...]:
-  """The files of a folder, in their order. Raises InputError if none."""
-  files = tuple(
-    sorted(
-      (p for p in folder.iterdir() if p.suffix in SUFFIXES and p.is_file()),
-      key=_natural,
-    )
-  )
-  if not files:
-    raise InputError(
-      f'{folder}: has no file that ends in one of {SUFFIXES}; {HOW}'
-    )
-  return files
 
 
 def _natural(path: Path) -> list:

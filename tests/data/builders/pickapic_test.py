@@ -50,7 +50,7 @@ def prepared(folder, train, config='v1', **tables):
   return prepare.prepare(
     kind,
     config,
-    files=pickapic.source_files(folder),
+    files=pickapic.PickAPic.find_files(folder),
     data_dir=folder / 'prepared',
   )
 
@@ -104,7 +104,7 @@ def test_captions_may_hold_line_breaks_and_the_word_null(tmp_path):
   builder = prepare.prepare(
     pickapic.PickAPic,
     'v1',
-    files=pickapic.source_files(tmp_path),
+    files=pickapic.PickAPic.find_files(tmp_path),
     data_dir=tmp_path / 'prepared',
   )
   assert [row['prompt'] for row in rows_of(builder)] == captions

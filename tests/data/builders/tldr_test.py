@@ -8,7 +8,7 @@ import pytest
 from configs import tldr, tldr_unseen
 from pal_jax import data
 from pal_jax.data.builders import prepare
-from pal_jax.data.builders.tldr import TldrComparisons, source_files
+from pal_jax.data.builders.tldr import TldrComparisons
 from pal_jax.data.dataset import UNSEEN_ITEMS
 from pal_jax.data.tldr import length_labels, stratified
 from pal_jax.errors import InputError
@@ -237,7 +237,7 @@ def test_what_is_missing_is_named(tmp_path):
     data.create(config.data)
   (tmp_path / 'files').mkdir()
   with pytest.raises(InputError, match='has no file that ends in'):
-    source_files(tmp_path / 'files')
+    TldrComparisons.find_files(tmp_path / 'files')
 
 
 @pytest.mark.parametrize(
