@@ -8,9 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from pal_jax.losses import logistic
-from pal_jax.methods.base import Method, Pairs, Task, gather
+from pal_jax.methods.base import Method, Pairs, Task, flat_rows, gather
 from pal_jax.methods.homogeneous import RIDGES, fit_linear
-from pal_jax.mixtures import class_log_likelihoods, mixture_logit
+from pal_jax.mixtures import (
+  class_log_likelihoods,
+  comparison_log_likelihoods,
+  mixture_logit,
+)
 
 
 @flax.struct.dataclass
@@ -45,16 +49,23 @@ class Em(Method):
   hard: bool = False
 
   def fit(self, task: Task, key: jax.Array) -> Classes:
-    pairs, check = (
-      gather(task.table, c) for c in (task.train, task.validation)
-    )
-    basis, curvature = _principal_axes(pairs)
+    # Flat: where a few people answered most, padding would be all the work.
+    train, check = (_answers(task, c) for c in (task.train, task.validation))
+    basis, curvature = _principal_axes(train.x)
     start = fit_linear(task)
     first, *others = jax.random.split(key, self.num_starts)
 
     def run(ridge, key):
       found, loss = _expectation_maximisation(
-        self, pairs, check, basis, curvature, start, ridge, key
+        self,
+        task.num_users,
+        train,
+        check,
+        basis,
+        curvature,
+        start,
+        ridge,
+        key,
       )
       return float(loss), ridge, found
 
@@ -76,25 +87,46 @@ class Em(Method):
     return mixture_logit(state, parameters.v @ (a - b))
 
 
+@flax.struct.dataclass
+class _Answers:
+  """Comparisons of all users, one after another."""
+
+  x: jax.Array  # [R, D] h_a - h_b
+  label: jax.Array  # [R]
+  user: jax.Array  # [R]
+
+
+def _answers(task: Task, comparisons) -> _Answers:
+  rows = flat_rows(comparisons)
+  pairs = gather(task.table, rows)
+  return _Answers(pairs.difference, pairs.label, rows.user)
+
+
 @jax.jit
-def _principal_axes(pairs: Pairs):
-  """Eigenvectors [D, D] and eigenvalues [D] of X^T X over all comparisons."""
-  x = pairs.difference.reshape(-1, pairs.difference.shape[-1])
+def _principal_axes(x: jax.Array):
+  """Eigenvectors [D, D] and eigenvalues [D] of X^T X, X [R, D]."""
   values, vectors = jnp.linalg.eigh(x.T @ x)
   return vectors, jnp.maximum(values, 0.0)
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _expectation_maximisation(
-  method: Em, pairs, check, basis, curvature, start, ridge, key
+  method: Em,
+  num_users: int,
+  train: _Answers,
+  check: _Answers,
+  basis,
+  curvature,
+  start,
+  ridge,
+  key,
 ):
   size = method.num_classes
-  x = pairs.difference @ basis
-  live = pairs.mask[..., None]
+  x, user = train.x @ basis, train.user
 
   def log_joint(v, log_share):
-    each = class_log_likelihoods(x @ v.T, pairs.label, pairs.mask)
-    return log_share + each
+    each = comparison_log_likelihoods(x @ v.T, train.label)  # [R, K]
+    return log_share + jax.ops.segment_sum(each, user, num_users)
 
   def climb(carry, _):
     """A step along axes in which the bound on the Hessian is diagonal.
@@ -103,9 +135,8 @@ def _expectation_maximisation(
     users has about that share of the curvature.
     """
     v, belief = carry
-    residual = jax.nn.sigmoid(x @ v.T) - pairs.label[..., None]
-    weighted = jnp.where(live, residual, 0.0) * belief[:, None]
-    gradient = jnp.einsum('und,unk->kd', x, weighted) + ridge * v
+    residual = jax.nn.sigmoid(x @ v.T) - train.label[:, None]
+    gradient = (residual * belief[user]).T @ x + ridge * v
     bound = 0.25 * curvature * (1.5 * belief.mean(0) + 0.05)[:, None] + ridge
     return (v - gradient / bound, belief), None
 
@@ -119,7 +150,7 @@ def _expectation_maximisation(
     return (v, new), None
 
   # Random soft assignments break the symmetry.
-  belief = jax.random.dirichlet(key, jnp.full(size, 0.3), pairs.label.shape[:1])
+  belief = jax.random.dirichlet(key, jnp.full(size, 0.3), (num_users,))
   v = jnp.tile(start @ basis, (size, 1))
   (v, belief), _ = jax.lax.scan(
     iterate, (v, belief), None, length=method.num_iterations
@@ -127,10 +158,8 @@ def _expectation_maximisation(
   log_share = _log_share(belief)
   state = jax.nn.log_softmax(log_joint(v, log_share))
   v = v @ basis.T
-  z = check.difference @ v.T  # [U, N, K]
-  z = jax.vmap(jax.vmap(mixture_logit, (None, 0)))(state, z)
-  each = jnp.where(check.mask, logistic(z, check.label), 0.0)
-  loss = jnp.sum(each) / jnp.maximum(jnp.sum(check.mask), 1)
+  z = mixture_logit(state[check.user], check.x @ v.T)
+  loss = jnp.sum(logistic(z, check.label)) / max(len(check.label), 1)
   return Classes(v, log_share), loss
 
 
