@@ -8,6 +8,7 @@ The minimum lies in the span of the rows of X, so Newton's method runs in R^N
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pal_jax.losses import logistic
 
@@ -75,19 +76,40 @@ def fit_gaussian(
   )
 
 
+def _by_length(mask) -> list[tuple[np.ndarray, int]]:
+  """[(users, columns that hold their comparisons)] of a mask [U, N].
+
+  Widths are powers of four: padded to the longest, work of N^3 a user would
+  nearly all be padding where a few people answered most.
+  """
+  mask = np.asarray(mask)
+  last = np.where(mask.any(1), mask.shape[1] - mask[:, ::-1].argmax(1), 0)
+  width = 4 ** np.ceil(np.log(np.maximum(last, 1)) / np.log(4)).astype(int)
+  width = np.minimum(width, mask.shape[1])
+  return [(np.flatnonzero(width == w), int(w)) for w in np.unique(width)]
+
+
 @jax.jit
-def _evidence(x, offset, label, mask, scales):
-  """[S] nats a comparison; data are arguments, not constants to be folded."""
+def _fit(args, scale) -> Fit:
+  """Of users [u, n]; data are arguments, not constants to be folded."""
+  return jax.lax.map(
+    lambda each: fit_gaussian(*each, scale), args, batch_size=64
+  )
 
-  def total(scale):
-    fits = jax.lax.map(
-      lambda args: fit_gaussian(*args, scale).evidence,
-      (x, offset, label, mask),
-      batch_size=64,
-    )
-    return jnp.sum(fits) / jnp.maximum(jnp.sum(mask), 1)
 
-  return jax.lax.map(total, scales)
+@jax.jit
+def _evidence(args, scales):
+  """[S] nats, summed over users."""
+  return jax.lax.map(lambda scale: jnp.sum(_fit(args, scale).evidence), scales)
+
+
+def fit_users(x, offset, label, mask, scale: float) -> jax.Array:
+  """v [U, D] of everybody's own `fit_gaussian`, from [U, N, ...]."""
+  out = np.zeros((x.shape[0], x.shape[-1]), np.float32)
+  for users, n in _by_length(mask):
+    part = tuple(np.asarray(a)[users, :n] for a in (x, offset, label, mask))
+    out[users] = _fit(part, scale).v
+  return jnp.asarray(out)
 
 
 def choose_scale(x, offset, label, mask, scales: tuple[float, ...]):
@@ -96,9 +118,11 @@ def choose_scale(x, offset, label, mask, scales: tuple[float, ...]):
   Returns:
     (s, {s: nats a comparison}).
   """
-
-  values = _evidence(x, offset, label, mask, jnp.asarray(scales))
-  best = int(jnp.argmax(values))
-  return scales[best], {
+  values = 0.0
+  for users, n in _by_length(mask):
+    part = tuple(np.asarray(a)[users, :n] for a in (x, offset, label, mask))
+    values += np.asarray(_evidence(part, jnp.asarray(scales)), np.float64)
+  values = values / max(int(np.sum(mask)), 1)
+  return scales[int(np.argmax(values))], {
     s: float(v) for s, v in zip(scales, values, strict=True)
   }

@@ -10,7 +10,7 @@ import optax
 
 from pal_jax.methods.base import Pairs, Task, gather
 from pal_jax.methods.homogeneous import fit_linear
-from pal_jax.methods.newton import choose_scale, fit_gaussian
+from pal_jax.methods.newton import choose_scale, fit_gaussian, fit_users
 from pal_jax.methods.per_user import SCALES as USER_SCALES
 from pal_jax.methods.training import (
   TaskArrays,
@@ -119,9 +119,7 @@ def _spectral_start(task: Task, size: int):
   pairs = gather(task.table, task.train)
   args = pairs.difference, pairs.difference @ v, pairs.label, pairs.mask
   scale, _ = choose_scale(*args, USER_SCALES)
-  rewards = v + jax.lax.map(
-    lambda x: fit_gaussian(*x, scale).v, args, batch_size=64
-  )
+  rewards = v + fit_users(*args, scale)
   left, values, right = jnp.linalg.svd(rewards, full_matrices=False)
   root = jnp.sqrt(values[:size])
   return right[:size].T * root, left[:, :size] * root

@@ -7,7 +7,7 @@ import pytest
 from scipy.integrate import quad
 from scipy.optimize import minimize
 
-from pal_jax.methods.newton import choose_scale, fit_gaussian
+from pal_jax.methods.newton import choose_scale, fit_gaussian, fit_users
 
 
 def problem(seed, n=12, width=20, size=1.0):
@@ -80,3 +80,23 @@ def test_the_scale_that_made_the_people_is_chosen(true):
   scales = (true / 10, true / 3, true, 3 * true)
   best, curve = choose_scale(*args, jnp.ones(z.shape, bool), scales)
   assert best == true and max(curve, key=curve.get) == true
+
+
+def test_padding_to_the_longest_changes_nobody():
+  """Users of 1, 3, 17 and no answers, beside one of 30."""
+  rng = np.random.default_rng(4)
+  count = np.array([1, 30, 0, 3, 17])
+  mask = np.arange(30) < count[:, None]
+  x = rng.normal(size=(5, 30, 6)).astype(np.float32)
+  offset = rng.normal(size=(5, 30)).astype(np.float32)
+  label = (rng.random((5, 30)) < 0.5).astype(np.float32)
+  found = fit_users(*map(jnp.asarray, (x, offset, label, mask)), 0.7)
+  alone = [
+    fit_gaussian(*each, jnp.float32(0.7))
+    for each in zip(x, offset, label, mask, strict=True)
+  ]
+  np.testing.assert_allclose(found, [a.v for a in alone], atol=1e-3)
+  assert np.abs(found[count > 0]).max(1).min() > 0.01
+  _, curve = choose_scale(*map(jnp.asarray, (x, offset, label, mask)), (0.7,))
+  total = sum(float(a.evidence) for a in alone)
+  np.testing.assert_allclose(curve[0.7], total / count.sum(), rtol=1e-5)
