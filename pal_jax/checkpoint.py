@@ -6,6 +6,7 @@ that does not restore exactly is set aside, not deleted, and the one before it
 is used.
 """
 
+import contextlib
 import json
 import zlib
 from pathlib import Path
@@ -97,29 +98,50 @@ class Checkpointer:
     validation_nll: float,
     prior: dict | None = None,
     summary: dict | None = None,
+    window: list | None = None,
   ) -> None:
     """Starts saving; returns before it is on disk. See `wait`.
 
     Args:
       state: of training.
-      validation_nll: the lowest is the best.
+      validation_nll: the lowest is the best; infinite if it was not measured.
       prior: arrays of the population that goes with these parameters.
       summary: plain values about the prior, stored as JSON.
+      window: plain values of what was summed since the last log.
+
+    Raises:
+      InputError: if this or an earlier one could not be written.
     """
     items = {**_split(state), 'prior': prior or {'none': np.zeros(())}}
     items = jax.tree.map(np.asarray, jax.device_get(items))
     step = int(items['extra']['step'])
     metrics = {BEST_METRIC: float(validation_nll)}
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
-        check=ocp.args.JsonSave(
-          {'crc32': _checksum(items), 'summary': summary or {}}
+    check = {
+      'crc32': _checksum(items),
+      'summary': summary or {},
+      'window': window,
+    }
+    with self._writing():
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
+          check=ocp.args.JsonSave(check),
         ),
-      ),
-      metrics=metrics,
-    )
+        metrics=metrics,
+      )
+
+  @contextlib.contextmanager
+  def _writing(self):
+    try:
+      yield
+    except Exception as error:  # whatever orbax or tensorstore raise
+      reason = ' '.join(str(error).split()) or type(error).__name__
+      raise InputError(
+        f'{self._folder}: a checkpoint could not be written ({reason[:300]}); '
+        'those before it are kept. Make room, or mend what is named, and run '
+        'the same command again: it goes on from the last one'
+      ) from error
 
   def steps(self) -> list[int]:
     """Steps that have a checkpoint, oldest first."""
@@ -140,7 +162,7 @@ class Checkpointer:
     return None
 
   def restore_best(self, like: TrainState) -> TrainState:
-    """The checkpoint with the lowest validation NLL.
+    """The checkpoint with the lowest validation NLL, of those that have one.
 
     Raises:
       InputError: if no checkpoint is intact.
@@ -151,7 +173,9 @@ class Checkpointer:
         metrics = self._manager.metrics(step)
       except Exception:  # damaged in any way: `_try` will say so
         metrics = None
-      scores[step] = (metrics or {}).get(BEST_METRIC, float('inf'))
+      score = (metrics or {}).get(BEST_METRIC, float('nan'))
+      if score != float('inf'):  # which was not measured
+        scores[step] = float('inf') if score != score else score
     for step in sorted(scores, key=lambda s: (scores[s], s)):
       state = self._try(step, like)
       if state is not None:
@@ -174,6 +198,13 @@ class Checkpointer:
     )
     prior = jax.tree.map(np.asarray, dict(loaded['prior']))
     return None if 'none' in prior else prior, loaded['check']['summary']
+
+  def read_window(self, step: int) -> list | None:
+    """What `save` was given as the window of a step."""
+    loaded = self._manager.restore(
+      step, args=ocp.args.Composite(check=ocp.args.JsonRestore())
+    )
+    return loaded['check'].get('window')
 
   def _try(self, step: int, like: TrainState) -> TrainState | None:
     items = _split(like)
@@ -223,8 +254,9 @@ class Checkpointer:
     )
 
   def wait(self) -> None:
-    """Until every save is on disk."""
-    self._manager.wait_until_finished()
+    """Until every save is on disk. Raises InputError if one is not."""
+    with self._writing():
+      self._manager.wait_until_finished()
 
   def close(self) -> None:
     self.wait()

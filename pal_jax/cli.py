@@ -8,6 +8,7 @@ from collections.abc import Callable
 from absl import app, flags, logging
 
 from pal_jax.errors import InputError
+from pal_jax.preemption import EXIT_CODE, Preempted
 
 
 def _chosen(argv: list[str]):
@@ -63,7 +64,9 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def run(main: Callable[[], None], default_config: str = '') -> None:
-  """Calls main() after parsing flags; an InputError exits with status 2.
+  """Calls main() after parsing flags.
+
+  An InputError exits with status 2, a run that SIGTERM stopped with 75.
 
   Args:
     main: without arguments.
@@ -76,8 +79,8 @@ def run(main: Callable[[], None], default_config: str = '') -> None:
     sys.argv.insert(1, f'--config={default_config}')
 
   def guarded(argv):
-    # orbax announces every file; the progress bar is enough.
-    logging.set_verbosity(logging.WARNING)
+    # orbax announces every file, and logs with its traceback what it raises.
+    logging.set_verbosity(logging.FATAL)
     try:
       if len(argv) > 1:
         raise InputError(
@@ -87,5 +90,8 @@ def run(main: Callable[[], None], default_config: str = '') -> None:
     except InputError as error:
       print(f'error: {error}', file=sys.stderr)
       sys.exit(2)
+    except Preempted as error:
+      print(error, file=sys.stderr)
+      sys.exit(EXIT_CODE)
 
   app.run(guarded, flags_parser=parse_flags)

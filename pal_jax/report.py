@@ -188,7 +188,7 @@ def _recovery(results: dict) -> str:
   return '\n'.join(['| planted | |', '|---|---|', *rows, '', note])
 
 
-def render(results: dict, config: dict, notes: list[str]) -> str:
+def render(results: dict, timing: dict, config: dict, notes: list[str]) -> str:
   """The text of report.md."""
   grid = results['grid']
   seen, unseen = grid['seen_users'], grid['unseen_users']
@@ -257,15 +257,15 @@ def render(results: dict, config: dict, notes: list[str]) -> str:
     'The nearer an item is to a person, the better they like it; distances in '
     'the plane are only part of those in the whole space.',
     '## The run',
-    f'{results["train"]["steps"]} steps in {results["train"]["seconds"]:.1f} '
-    f's, {results["train"]["comparisons_per_second"]:,.0f} comparisons/s. '
-    'The config is in `config.json`, all numbers in `results.json`, the '
-    'training curve in `metrics.jsonl`.',
+    f'{results["train"]["steps"]} steps; the last process took '
+    f'{timing["seconds"]:.1f} s, {timing["comparisons_per_second"]:,.0f} '
+    'comparisons/s. The config is in `config.json`, all numbers in '
+    '`results.json`, the training curve in `metrics.jsonl`.',
   ]
   return '\n\n'.join(section for section in sections if section) + '\n'
 
 
-def write_report(workdir: Path, results: dict) -> None:
+def write_report(workdir: Path, results: dict, timing: dict) -> None:
   """Writes report.md and its figures from results and the workdir's files."""
   # As they will stand in results.json, with its string keys.
   results = json.loads(json.dumps(results))
@@ -276,4 +276,4 @@ def write_report(workdir: Path, results: dict) -> None:
   figures.draw_weights(workdir / 'weights.png', arrays)
   figures.draw_space(workdir / 'space.png', arrays)
   notes = [str(note) for note in arrays['notes']]
-  write_text(workdir / 'report.md', render(results, config, notes))
+  write_text(workdir / 'report.md', render(results, timing, config, notes))

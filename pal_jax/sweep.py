@@ -197,8 +197,8 @@ def run_seeds(
       experiment.dataset,
       experiment.config,
     )
-    results['train'] = {
-      'steps': train.num_steps,
+    results['train'] = {'steps': train.num_steps}
+    results['timing'] = {
       'seconds': seconds,
       'comparisons_per_second': train.num_steps * train.batch_size / seconds,
     }

@@ -1,7 +1,9 @@
 """train_and_evaluate(config, workdir): the one loop."""
 
+import contextlib
 import dataclasses
 import json
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,12 +25,14 @@ from pal_jax.evaluate import (
   seen_log_weights,
 )
 from pal_jax.metrics import evaluate_logits
+from pal_jax.preemption import Preempted, Preemption
 from pal_jax.saved_model import MODEL_FOLDER, from_training, save_model
 from pal_jax.structs import FeatureTable
 from pal_jax.writer import MetricsWriter, Progress, write_json, write_text
 
 CONFIG_FILE = 'config.json'
 RESULTS_FILE = 'results.json'
+TIMING_FILE = 'timing.json'
 SPLITS_FILE = 'splits.csv'
 
 
@@ -138,6 +142,15 @@ def prepare_workdir(config, workdir: Path) -> bool:
   return False
 
 
+def _sweep_up(workdir: Path) -> None:
+  """Removes what a kill left half-written."""
+  for path in workdir.glob('.*.tmp'):
+    if path.is_dir():
+      shutil.rmtree(path)
+    else:
+      path.unlink()
+
+
 def save_splits(dataset: data.Dataset, workdir: Path) -> None:
   """Writes the split of every row, if the data are the rows of a file.
 
@@ -236,21 +249,30 @@ def check_training(experiment: Experiment) -> None:
 
 
 def train(
-  experiment: Experiment, workdir: Path, *, progress: bool = True, say=print
+  experiment: Experiment,
+  workdir: Path,
+  *,
+  progress: bool = True,
+  say=print,
+  preemption: Preemption | None = None,
 ) -> tuple[steps.TrainState, tuple[Prior, dict], dict[str, float]]:
   """Trains to the end, from the latest intact checkpoint if there is one.
 
   Order of operations, for each step: batch, step, read the metrics of the
   step before (one late, so that the device is never idle), and when due:
-  log, validate, save.
+  log, validate, save. When SIGTERM came: save, with the sums since the last
+  log, and stop.
 
   Returns:
-    The selected state, the population learned with it, and `seconds` and
-    `comparisons_per_second`.
+    The selected state, the population learned with it, and the timing of this
+    process: `seconds` and `comparisons_per_second`.
 
   Raises:
-    InputError: if the loss is no longer finite, naming the step.
+    InputError: if the loss is no longer finite, naming the step, or a
+      checkpoint cannot be written.
+    Preempted: if `preemption` was requested; a checkpoint has the last step.
   """
+  preemption = preemption or Preemption()
   config, model = experiment.config, experiment.model
   train_config = config.train
   last = train_config.num_steps
@@ -272,7 +294,7 @@ def train(
   batcher = _batcher(experiment)
   writer = MetricsWriter(workdir / 'metrics.jsonl', start)
   bar = Progress(last, start, progress)
-  window = _Window()
+  window = _Window(checkpointer.read_window(start) if restored else None)
   begin = time.perf_counter()
   trained, trained_seconds, number = 0.0, 0.0, 0
   try:
@@ -284,6 +306,11 @@ def train(
       pending = (step + 1, metrics)
       bar.advance()
       if not due(step + 1, train_config.log_every, last):
+        if preemption.requested:
+          window.add(*pending)
+          # Never the best: it is not one that an undisturbed run would have.
+          checkpointer.save(state, float('inf'), window=window.dump())
+          _stop(checkpointer, step + 1)
         continue
       window.add(*pending)
       pending = None
@@ -314,6 +341,10 @@ def train(
           state, validation['nll'], vars(learned[0]), learned[1]
         )
       window.restart()
+      if preemption.requested:
+        if not saves:
+          checkpointer.save(state, float('inf'))
+        _stop(checkpointer, step + 1)
     elapsed = time.perf_counter() - begin
     checkpointer.wait()
     if train_config.select == 'best':
@@ -322,11 +353,19 @@ def train(
   finally:
     bar.close()
     checkpointer.close()
-  speed = {
+  timing = {
     'seconds': elapsed,
     'comparisons_per_second': trained / max(trained_seconds, 1e-9),
   }
-  return state, (Prior(**arrays), summary), speed
+  return state, (Prior(**arrays), summary), timing
+
+
+def _stop(checkpointer: Checkpointer, step: int) -> None:
+  checkpointer.wait()
+  raise Preempted(
+    f'stopped by SIGTERM and saved after step {step}; the same command goes on '
+    'from there'
+  )
 
 
 def _check_finite(what: str, value, step: int) -> None:
@@ -341,8 +380,15 @@ def _check_finite(what: str, value, step: int) -> None:
 class _Window:
   """Sums of the steps since the last log, checked as they come."""
 
-  def __init__(self):
+  def __init__(self, dumped: list | None = None):
     self.restart()
+    if dumped:
+      *sums, self._steps = dumped
+      self._total = steps.StepMetrics(*map(np.float32, sums))
+
+  def dump(self) -> list:
+    """Plain numbers, from which the next process goes on."""
+    return [*(float(x) for x in jax.tree.leaves(self._total)), self._steps]
 
   def restart(self) -> None:
     self._total, self._steps = None, 0
@@ -359,6 +405,19 @@ class _Window:
     count = float(self._total.count)
     seconds = time.perf_counter() - self._begin
     return summary, count, seconds
+
+
+@contextlib.contextmanager
+def _writing(workdir: Path):
+  """A disk that is full or may not be written, as a message."""
+  try:
+    yield
+  except OSError as error:
+    raise InputError(
+      f'{workdir}: cannot be written ({error}); what stood there is kept. Make '
+      'room, or mend what is named, and run the same command again: it goes on '
+      'from the last checkpoint'
+    ) from error
 
 
 def train_and_evaluate(
@@ -383,44 +442,63 @@ def train_and_evaluate(
 
   Raises:
     InputError: for everything a person can mend.
+    Preempted: if SIGTERM came, after a checkpoint was saved if training had
+      begun.
   """
-  workdir = Path(workdir).expanduser().absolute()
+  with Preemption().listening() as preemption:
+    return _train_and_evaluate(
+      config, Path(workdir).expanduser().absolute(), preemption, progress, say
+    )
+
+
+def _train_and_evaluate(config, workdir, preemption, progress, say) -> dict:
   path = workdir / RESULTS_FILE
   # Data, features and model come first: bad input leaves no workdir behind.
   if not path.exists():
     experiment = create_experiment(config)
     check_training(experiment)
-  if prepare_workdir(config, workdir):
-    say(f'{workdir} is finished; these are its results')
-    return json.loads(path.read_text(encoding='utf-8'))
-  save_splits(experiment.dataset, workdir)
-  state, learned, speed = train(experiment, workdir, progress=progress, say=say)
-  say('adapting to unseen users and evaluating')
-  variables = variables_of(parallel.fetch(state))
-  results, arrays = evaluate(
-    experiment.model,
-    variables,
-    experiment.table,
-    experiment.dataset,
-    config,
-    learned,
-  )
-  results['train'] = {'steps': config.train.num_steps, **speed}
-  with (workdir / 'analysis.npz').open('wb') as file:
-    np.savez(file, **arrays)
-  report.write_report(workdir, results)
-  save_model(
-    from_training(
-      config,
-      experiment.dataset,
-      experiment.table,
+  with _writing(workdir):
+    if prepare_workdir(config, workdir):
+      say(f'{workdir} is finished; these are its results')
+      return json.loads(path.read_text(encoding='utf-8'))
+    _sweep_up(workdir)
+    save_splits(experiment.dataset, workdir)
+    with preemption.held():
+      state, learned, timing = train(
+        experiment,
+        workdir,
+        progress=progress,
+        say=say,
+        preemption=preemption,
+      )
+    say('adapting to unseen users and evaluating')
+    variables = variables_of(parallel.fetch(state))
+    results, arrays = evaluate(
       experiment.model,
       variables,
-      learned[0],
-      {part: results[part] for part in ('seen', 'unseen')},
-    ),
-    workdir / MODEL_FOLDER,
-  )
-  # Last, because its presence means that the run is finished.
-  write_json(path, results)
-  return json.loads(path.read_text(encoding='utf-8'))
+      experiment.table,
+      experiment.dataset,
+      config,
+      learned,
+    )
+    results['train'] = {'steps': config.train.num_steps}
+    # Apart: results are the same whatever machine, or how many, they took.
+    write_json(workdir / TIMING_FILE, timing)
+    with (workdir / 'analysis.npz').open('wb') as file:
+      np.savez(file, **arrays)
+    report.write_report(workdir, results, timing)
+    save_model(
+      from_training(
+        config,
+        experiment.dataset,
+        experiment.table,
+        experiment.model,
+        variables,
+        learned[0],
+        {part: results[part] for part in ('seen', 'unseen')},
+      ),
+      workdir / MODEL_FOLDER,
+    )
+    # Last, because its presence means that the run is finished.
+    write_json(path, results)
+    return json.loads(path.read_text(encoding='utf-8'))

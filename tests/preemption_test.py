@@ -1,0 +1,184 @@
+"""SIGTERM, SIGKILL and disks that refuse: whole runs in processes of their own.
+
+Five random kills here, fifty where slow tests run; `benchmarks.kills` keeps a
+log of them.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from benchmarks import kills
+from pal_jax.preemption import EXIT_CODE, Preempted, Preemption
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
+  kills.finish(workdir)
+  return workdir
+
+
+def terminate(process: subprocess.Popen, workdir: Path, step: int) -> str:
+  """Sends SIGTERM when metrics tell of a step; what was printed."""
+  deadline = time.monotonic() + 300
+  while process.poll() is None and kills.last_step(workdir) < step:
+    assert time.monotonic() < deadline
+    time.sleep(0.005)
+  process.send_signal(signal.SIGTERM)
+  output, _ = process.communicate(timeout=120)
+  return output
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(undisturbed, tmp_path):
+  workdir = tmp_path / 'run'
+  process = kills.start(workdir)
+  output = terminate(process, workdir, 140)
+  assert process.returncode == EXIT_CODE == 75, output[-3000:]
+  (line,) = (x for x in output.splitlines() if x.startswith('stopped by'))
+  step = int(line.split('after step ')[1].split(';')[0])
+  assert step >= 140
+  assert 'Traceback' not in output
+  assert not (workdir / 'results.json').exists()
+  output = kills.finish(workdir)
+  assert f'resuming from step {step} of 600' in output
+  assert kills.compare(workdir, undisturbed) == []
+
+
+def test_sigterm_before_training_leaves_no_workdir(tmp_path):
+  workdir = tmp_path / 'run'
+  process = kills.start(workdir, {'data.num_items': 400_000})
+  time.sleep(4.0)
+  output = terminate(process, workdir, 0)
+  # Before the program listens it dies of the signal, like any other.
+  assert process.returncode in (EXIT_CODE, -signal.SIGTERM), output[-3000:]
+  if process.returncode == EXIT_CODE:
+    assert 'stopped by SIGTERM' in output
+  assert 'Traceback' not in output
+  assert not list(tmp_path.rglob('results.json'))
+
+
+@pytest.mark.parametrize('seed', [0])
+def test_kills_at_any_moment_change_nothing(tmp_path, seed):
+  number = 50 if os.environ.get('PAL_JAX_SLOW_TESTS') else 5
+  found = kills.run_kills(tmp_path, number, seed)
+  assert len(found) == number
+  assert any(k.step > 0 for k in found)  # not all of them at the start
+
+
+def test_a_second_sigterm_kills():
+  preemption = Preemption()
+  with preemption.listening(), pytest.raises(Preempted), preemption.held():
+    signal.raise_signal(signal.SIGTERM)
+    assert preemption.requested
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+  with preemption.listening(), pytest.raises(Preempted):
+    signal.raise_signal(signal.SIGTERM)
+
+
+def test_the_handler_from_before_comes_back():
+  before = signal.getsignal(signal.SIGTERM)
+  with Preemption().listening():
+    assert signal.getsignal(signal.SIGTERM) is not before
+  assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_threads_may_train_without_listening():
+  done = []
+
+  def work():
+    with Preemption().listening() as preemption:
+      done.append(preemption.requested)
+
+  thread = threading.Thread(target=work)
+  thread.start()
+  thread.join()
+  assert done == [False]
+
+
+# Disks. In a namespace of its own a process may mount what it likes.
+
+UNSHARE = ['unshare', '--user', '--map-root-user', '--mount']
+
+
+def may_mount(folder: Path) -> bool:
+  if not shutil.which('unshare'):
+    return False
+  mount = f'mount -t tmpfs -o size=64k tmpfs {folder}'
+  return not subprocess.run(
+    [*UNSHARE, 'sh', '-c', mount], capture_output=True
+  ).returncode
+
+
+def run_mounted(workdir: Path, script: str) -> subprocess.CompletedProcess:
+  """`script` with $RUN, the command of a tiny run in `workdir`."""
+  if not may_mount(workdir):
+    pytest.skip('mounting in a user namespace is not permitted here')
+  return subprocess.run(
+    [*UNSHARE, 'sh', '-c', script],
+    cwd=ROOT,
+    env={
+      **kills.environment(),
+      'RUN': ' '.join(kills.command(workdir / 'run')),
+      'AT': str(workdir),
+      'SAVED': f'{workdir}.saved',  # outside of what is mounted
+    },
+    capture_output=True,
+    text=True,
+    timeout=600,
+  )
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(
+  undisturbed, tmp_path
+):
+  """It fills up in training; with room again the run ends as it would have."""
+  folder = tmp_path / 'disk'
+  folder.mkdir()
+  done = run_mounted(
+    folder,
+    """
+    mount -t tmpfs -o size=3m tmpfs $AT || exit 99
+    (while ! ls $AT/run/checkpoints/60 >/dev/null 2>&1; do sleep 0.01; done
+     dd if=/dev/zero of=$AT/fill bs=4k 2>/dev/null) &
+    $RUN; echo status $?
+    ls $AT/run/checkpoints
+    rm $AT/fill
+    mount -o remount,size=64m $AT
+    $RUN; echo status $?
+    cp -r $AT/run $SAVED
+    """,
+  )
+  output = done.stdout + done.stderr
+  assert done.stdout.count('status 2') == 1, output[-4000:]
+  assert 'status 0' in done.stdout, output[-4000:]
+  (line,) = (x for x in done.stderr.splitlines() if x.startswith('error: '))
+  # Threads of orbax may have printed what they ran into, too.
+  assert 'No space left' in line and 'goes on from the last checkpoint' in line
+  assert 'resuming from step' in done.stdout
+  assert kills.compare(Path(f'{folder}.saved'), undisturbed) == []
+
+
+def test_a_read_only_workdir_is_refused(tmp_path):
+  folder = tmp_path / 'disk'
+  folder.mkdir()
+  done = run_mounted(
+    folder,
+    """
+    mount -t tmpfs -o size=64m tmpfs $AT || exit 99
+    mkdir $AT/run
+    mount -o remount,ro $AT
+    $RUN; echo status $?
+    """,
+  )
+  assert 'status 2' in done.stdout, (done.stdout + done.stderr)[-4000:]
+  assert 'Read-only file system' in done.stderr
+  assert 'Traceback' not in done.stderr
