@@ -94,6 +94,13 @@ def last_step(workdir: Path) -> int:
     return json.loads(lines[-2])['step'] if len(lines) > 1 else 0
 
 
+def run_undisturbed(workdir: Path) -> float:
+  """What the others are compared with; its seconds."""
+  begin = time.monotonic()
+  finish(workdir)
+  return time.monotonic() - begin
+
+
 def finish(workdir: Path) -> str:
   """Lets a run end; what it printed."""
   process = start(workdir)
@@ -151,35 +158,51 @@ def kill(workdir: Path, run: int, after: float, writing: bool) -> Kill | None:
 
 
 def compare(workdir: Path, wanted: Path) -> list[str]:
-  """Names of the files that differ from those of an undisturbed run."""
-  names = [RESULTS_FILE, 'metrics.jsonl']
+  """Names of the files that differ from those of an undisturbed run.
+
+  Of metrics.jsonl the speeds do not count, nor do timing.json and report.md,
+  which tell the time.
+  """
+  names = [RESULTS_FILE, 'metrics.jsonl', 'analysis.npz']
   names += [str(p.relative_to(wanted)) for p in (wanted / 'model').iterdir()]
   return [name for name in names if _read(workdir, name) != _read(wanted, name)]
 
 
 def _read(workdir: Path, name: str):
-  found = (workdir / name).read_bytes()
-  if name != 'metrics.jsonl':
-    return found
-  rows = [json.loads(line) for line in found.splitlines()]
+  path = workdir / name
+  if name.endswith('.npz'):  # a zip file, which has dates
+    with np.load(path) as file:
+      return {key: (file[key].tobytes(), file[key].shape) for key in file}
+  if not name.endswith('.jsonl'):
+    return path.read_bytes()
+  rows = [json.loads(line) for line in path.read_text().splitlines()]
   for row in rows:
     del row['comparisons_per_second']
   return rows
 
 
 def run_kills(
-  folder: Path, number: int, seed: int, show=lambda line: None
+  folder: Path,
+  number: int,
+  seed: int,
+  wanted: Path,
+  whole: float,
+  show=lambda line: None,
 ) -> list[Kill]:
   """Kills runs in a folder until there were `number` kills.
 
+  Args:
+    folder: of the runs.
+    number: of kills.
+    seed: of their moments.
+    wanted: workdir of an undisturbed run.
+    whole: its seconds.
+    show: called with a line after each kill.
+
   Raises:
-    InputError: if a run ends otherwise than an undisturbed one.
+    InputError: if a run ends otherwise than the undisturbed one.
   """
   rng = np.random.default_rng(seed)
-  wanted = folder / 'undisturbed'
-  begin = time.monotonic()
-  finish(wanted)
-  whole = time.monotonic() - begin
   kills: list[Kill] = []
   run = 0
   while len(kills) < number:
@@ -236,10 +259,13 @@ def main() -> None:
     raise InputError(f'--out={out}: expected a file that ends in .json')
   out.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory() as folder:
+    wanted = Path(folder) / 'undisturbed'
     kills = run_kills(
       Path(folder),
       _KILLS.value,
       _SEED.value,
+      wanted,
+      run_undisturbed(wanted),
       lambda line: print(line, file=sys.stderr, flush=True),
     )
   made_by = shlex.join(['python', '-m', 'benchmarks.kills', *sys.argv[1:]])

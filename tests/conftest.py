@@ -9,6 +9,7 @@ import pytest
 # one at the end. (A file is one worker's: its fixtures are made once.)
 LONG = (
   'notebook_test.py',
+  'preemption_test.py',
   'train_test.py',
   'end_to_end_test.py',
   'tiny_test.py',

@@ -4,6 +4,7 @@ Five random kills here, fifty where slow tests run; `benchmarks.kills` keeps a
 log of them.
 """
 
+import json
 import os
 import shutil
 import signal
@@ -15,16 +16,30 @@ from pathlib import Path
 import pytest
 
 from benchmarks import kills
+from configs import tiny
+from pal_jax import train as training
+from pal_jax.errors import InputError
 from pal_jax.preemption import EXIT_CODE, Preempted, Preemption
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope='module')
-def undisturbed(tmp_path_factory):
+def timed(tmp_path_factory):
+  """A run that nobody disturbed, and its seconds."""
   workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
-  kills.finish(workdir)
-  return workdir
+  return workdir, kills.run_undisturbed(workdir)
+
+
+@pytest.fixture(scope='module')
+def undisturbed(timed):
+  return timed[0]
+
+
+def tiny_config():
+  config = tiny.get_config('simulation')
+  config.update_from_flattened_dict(kills.FIELDS)
+  return config
 
 
 def terminate(process: subprocess.Popen, workdir: Path, step: int) -> str:
@@ -38,19 +53,71 @@ def terminate(process: subprocess.Popen, workdir: Path, step: int) -> str:
   return output
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(undisturbed, tmp_path):
-  workdir = tmp_path / 'run'
+@pytest.fixture(scope='module')
+def stopped(tmp_path_factory):
+  """A run that got SIGTERM and went on: its workdir and the two outputs."""
+  workdir = tmp_path_factory.mktemp('stopped') / 'run'
   process = kills.start(workdir)
-  output = terminate(process, workdir, 140)
-  assert process.returncode == EXIT_CODE == 75, output[-3000:]
-  (line,) = (x for x in output.splitlines() if x.startswith('stopped by'))
+  first = terminate(process, workdir, 140)
+  assert process.returncode == EXIT_CODE == 75, first[-3000:]
+  assert not (workdir / 'results.json').exists()
+  return workdir, first, kills.finish(workdir)
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(stopped, undisturbed):
+  workdir, first, second = stopped
+  (line,) = (x for x in first.splitlines() if x.startswith('stopped by'))
   step = int(line.split('after step ')[1].split(';')[0])
   assert step >= 140
-  assert 'Traceback' not in output
-  assert not (workdir / 'results.json').exists()
-  output = kills.finish(workdir)
-  assert f'resuming from step {step} of 600' in output
+  assert 'Traceback' not in first
+  assert f'resuming from step {step} of 600' in second
   assert kills.compare(workdir, undisturbed) == []
+
+
+def test_nothing_is_left_behind(stopped, undisturbed):
+  """No temporary file, no unfinished checkpoint, nothing set aside."""
+  expected = {
+    'analysis.npz',
+    'checkpoints',
+    'config.json',
+    'few_shot.png',
+    'metrics.jsonl',
+    'model',
+    'report.md',
+    'results.json',
+    'space.png',
+    'timing.json',
+    'weights.png',
+  }
+  for workdir in (stopped[0], undisturbed):
+    assert {p.name for p in workdir.iterdir()} == expected
+    for path in (workdir / 'checkpoints').iterdir():
+      assert path.name.isdigit()
+
+
+def test_a_finished_workdir_gives_its_results_again(undisturbed, monkeypatch):
+  """Without data, features or training."""
+  before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob('*')}
+
+  def never(*args, **kwargs):
+    raise AssertionError('it is finished')
+
+  for name in ('create_experiment', 'train', 'evaluate'):
+    monkeypatch.setattr(training, name, never)
+  said = []
+  results = training.train_and_evaluate(
+    tiny_config(), undisturbed, progress=False, say=said.append
+  )
+  assert results == json.loads((undisturbed / 'results.json').read_text())
+  assert said == [f'{undisturbed} is finished; these are its results']
+  assert {p: p.stat().st_mtime_ns for p in undisturbed.rglob('*')} == before
+
+
+def test_a_finished_workdir_refuses_another_config(undisturbed):
+  config = tiny_config()
+  config.data.seed = 5
+  with pytest.raises(InputError, match='data.seed was 0, now 5'):
+    training.train_and_evaluate(config, undisturbed, progress=False)
 
 
 def test_sigterm_before_training_leaves_no_workdir(tmp_path):
@@ -66,10 +133,9 @@ def test_sigterm_before_training_leaves_no_workdir(tmp_path):
   assert not list(tmp_path.rglob('results.json'))
 
 
-@pytest.mark.parametrize('seed', [0])
-def test_kills_at_any_moment_change_nothing(tmp_path, seed):
+def test_kills_at_any_moment_change_nothing(timed, tmp_path):
   number = 50 if os.environ.get('PAL_JAX_SLOW_TESTS') else 5
-  found = kills.run_kills(tmp_path, number, seed)
+  found = kills.run_kills(tmp_path, number, 0, *timed)
   assert len(found) == number
   assert any(k.step > 0 for k in found)  # not all of them at the start
 

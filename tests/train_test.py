@@ -2,13 +2,7 @@
 
 import dataclasses
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -19,8 +13,6 @@ from pal_jax import parallel
 from pal_jax import train as training
 from pal_jax.errors import InputError
 from pal_jax.preemption import Preempted, Preemption
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def make_config(which='simulation', **fields):
@@ -45,11 +37,6 @@ def metrics_of(workdir):
   for row in rows:
     assert row.pop('comparisons_per_second') > 0
   return rows
-
-
-def results_of(workdir):
-  """The bytes: no clock has a part in them."""
-  return (workdir / 'results.json').read_bytes()
 
 
 # When things are due.
@@ -462,159 +449,3 @@ def test_a_damaged_config_file_is_named(tmp_path):
   (tmp_path / 'config.json').write_text('{"seed": ')
   with pytest.raises(InputError, match='config.json: malformed JSON'):
     run(make_config(), tmp_path)
-
-
-# Whole runs, one of them killed.
-
-LONG = {
-  'train.num_steps': 600,
-  'train.log_every': 20,
-  'train.checkpoint_every': 60,
-  'model.dropout': 0.1,  # with noise, so that its key is resumed, too
-  'model.projector': 'mlp1',
-}
-
-DRIVER = """
-import sys
-from configs import tiny
-from pal_jax.train import train_and_evaluate
-config = tiny.get_config('simulation')
-config.update_from_flattened_dict({fields!r})
-for workdir in sys.argv[1:]:
-  train_and_evaluate(config, workdir, progress=False)
-"""
-
-
-def start(args, **kwargs):
-  flags = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=0'
-  return subprocess.Popen(
-    [sys.executable, *args],
-    cwd=ROOT,
-    env={
-      **os.environ,
-      'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': flags,
-      'PYTHONPATH': str(ROOT),
-    },
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    text=True,
-    **kwargs,
-  )
-
-
-def kill_in_training(workdir: Path) -> int:
-  """Starts a run, kills it when two checkpoints are saved; the last step."""
-  process = start(
-    [
-      '-m',
-      'pal_jax.main',
-      '--config=configs/tiny.py:simulation',
-      f'--workdir={workdir}',
-      *(f'--config.{name}={value}' for name, value in LONG.items()),
-    ]
-  )
-  path = workdir / 'metrics.jsonl'
-  deadline = time.monotonic() + 300
-  try:
-    while process.poll() is None and time.monotonic() < deadline:
-      lines = path.read_text().splitlines() if path.exists() else []
-      if len(lines) >= 8:
-        break
-      time.sleep(0.01)
-  finally:
-    process.kill()
-    output, _ = process.communicate()
-  assert process.returncode == -signal.SIGKILL, output[-3000:]
-  return json.loads(lines[-1])['step']
-
-
-@pytest.fixture(scope='module')
-def whole_runs(tmp_path_factory):
-  """Folders of a run that was killed and resumed, and of two that were not."""
-  folder = tmp_path_factory.mktemp('whole')
-  last = kill_in_training(folder / 'killed')
-  assert last < LONG['train.num_steps']
-  assert not (folder / 'killed' / 'results.json').exists()
-  names = ('killed', 'first', 'second')
-  process = start(
-    ['-c', DRIVER.format(fields=LONG), *(str(folder / n) for n in names)]
-  )
-  output, _ = process.communicate(timeout=600)
-  assert process.returncode == 0, output[-3000:]
-  return folder, output
-
-
-def long_config():
-  config = tiny.get_config('simulation')
-  config.update_from_flattened_dict(LONG)
-  return config
-
-
-def test_a_killed_run_resumes(whole_runs):
-  _, output = whole_runs
-  (line,) = (x for x in output.splitlines() if x.startswith('resuming'))
-  step = int(line.split()[3])
-  assert 0 < step < 600 and step % 60 == 0
-
-
-@pytest.mark.parametrize('name', ['killed', 'second'])
-def test_killed_or_not_the_same_seed_gives_the_same_numbers(whole_runs, name):
-  folder, _ = whole_runs
-  assert metrics_of(folder / name) == metrics_of(folder / 'first')
-  assert results_of(folder / name) == results_of(folder / 'first')
-  with (
-    np.load(folder / name / 'analysis.npz') as a,
-    np.load(folder / 'first' / 'analysis.npz') as b,
-  ):
-    assert set(a) == set(b)
-    for key in a:
-      np.testing.assert_array_equal(a[key], b[key])
-
-
-def test_nothing_is_left_behind(whole_runs):
-  """No temporary file, no unfinished checkpoint, nothing set aside."""
-  folder, _ = whole_runs
-  expected = {
-    'analysis.npz',
-    'checkpoints',
-    'config.json',
-    'few_shot.png',
-    'metrics.jsonl',
-    'model',
-    'report.md',
-    'results.json',
-    'space.png',
-    'timing.json',
-    'weights.png',
-  }
-  for name in ('killed', 'first', 'second'):
-    assert {p.name for p in (folder / name).iterdir()} == expected
-    for path in (folder / name / 'checkpoints').iterdir():
-      assert path.name.isdigit()
-
-
-def test_a_finished_workdir_gives_its_results_again(whole_runs, monkeypatch):
-  """Without data, features or training."""
-  folder, _ = whole_runs
-  workdir = folder / 'first'
-  before = {p: p.stat().st_mtime_ns for p in workdir.rglob('*')}
-
-  def never(*args, **kwargs):
-    raise AssertionError('it is finished')
-
-  for name in ('create_experiment', 'train', 'evaluate'):
-    monkeypatch.setattr(training, name, never)
-  said = []
-  results = run(long_config(), workdir, said.append)
-  assert results == json.loads((workdir / 'results.json').read_text())
-  assert said == [f'{workdir} is finished; these are its results']
-  assert {p: p.stat().st_mtime_ns for p in workdir.rglob('*')} == before
-
-
-def test_a_finished_workdir_refuses_another_config(whole_runs):
-  folder, _ = whole_runs
-  config = long_config()
-  config.data.seed = 5
-  with pytest.raises(InputError, match='data.seed was 0, now 5'):
-    run(config, folder / 'first')
