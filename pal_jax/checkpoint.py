@@ -173,9 +173,9 @@ class Checkpointer:
         metrics = self._manager.metrics(step)
       except Exception:  # damaged in any way: `_try` will say so
         metrics = None
-      score = (metrics or {}).get(BEST_METRIC, float('nan'))
-      if score != float('inf'):  # which was not measured
-        scores[step] = float('inf') if score != score else score
+      if metrics and metrics.get(BEST_METRIC) == float('inf'):
+        continue  # it was not measured
+      scores[step] = (metrics or {}).get(BEST_METRIC, float('inf'))
     for step in sorted(scores, key=lambda s: (scores[s], s)):
       state = self._try(step, like)
       if state is not None:

@@ -144,7 +144,7 @@ def prepare_workdir(config, workdir: Path) -> bool:
 
 def _sweep_up(workdir: Path) -> None:
   """Removes what a kill left half-written."""
-  for path in workdir.glob('.*.tmp'):
+  for path in (*workdir.glob('.*.tmp'), *workdir.glob('.*.old')):
     if path.is_dir():
       shutil.rmtree(path)
     else:
@@ -294,7 +294,9 @@ def train(
   batcher = _batcher(experiment)
   writer = MetricsWriter(workdir / 'metrics.jsonl', start)
   bar = Progress(last, start, progress)
-  window = _Window(checkpointer.read_window(start) if restored else None)
+  window = _Window(
+    None if restored is None else checkpointer.read_window(start)
+  )
   begin = time.perf_counter()
   trained, trained_seconds, number = 0.0, 0.0, 0
   try:
