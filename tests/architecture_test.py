@@ -14,6 +14,7 @@ PACKAGE = ROOT / 'pal_jax'
 ORDER = (
   'structs',
   'errors',
+  'preemption',
   'optional',
   'numerics',
   'ideal_points',

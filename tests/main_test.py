@@ -61,6 +61,9 @@ def test_a_run_prints_its_results_as_json_and_again_when_finished(tmp_path):
     'train',
   ]
   saved = json.loads((workdir / 'results.json').read_text())
+  timing = json.loads((workdir / 'timing.json').read_text())
+  assert set(timing) == {'seconds', 'comparisons_per_second'}
+  saved['train'] |= timing
   assert printed == {key: saved[key] for key in printed}
   assert done.stdout[end:].strip() == f'report: {workdir}/report.md'
   assert (workdir / 'report.md').exists()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import kills
+from benchmarks import tiny_runs
 from configs import tiny
 from pal_jax import train as training
 from pal_jax.errors import InputError
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def timed(tmp_path_factory):
   """A run that nobody disturbed, and its seconds."""
   workdir = tmp_path_factory.mktemp('undisturbed') / 'run'
-  return workdir, kills.run_undisturbed(workdir)
+  return workdir, tiny_runs.run_undisturbed(workdir)
 
 
 @pytest.fixture(scope='module')
@@ -38,14 +38,14 @@ def undisturbed(timed):
 
 def tiny_config():
   config = tiny.get_config('simulation')
-  config.update_from_flattened_dict(kills.FIELDS)
+  config.update_from_flattened_dict(tiny_runs.FIELDS)
   return config
 
 
 def terminate(process: subprocess.Popen, workdir: Path, step: int) -> str:
   """Sends SIGTERM when metrics tell of a step; what was printed."""
   deadline = time.monotonic() + 300
-  while process.poll() is None and kills.last_step(workdir) < step:
+  while process.poll() is None and tiny_runs.last_step(workdir) < step:
     assert time.monotonic() < deadline
     time.sleep(0.005)
   process.send_signal(signal.SIGTERM)
@@ -57,11 +57,11 @@ def terminate(process: subprocess.Popen, workdir: Path, step: int) -> str:
 def stopped(tmp_path_factory):
   """A run that got SIGTERM and went on: its workdir and the two outputs."""
   workdir = tmp_path_factory.mktemp('stopped') / 'run'
-  process = kills.start(workdir)
+  process = tiny_runs.start(workdir)
   first = terminate(process, workdir, 140)
   assert process.returncode == EXIT_CODE == 75, first[-3000:]
   assert not (workdir / 'results.json').exists()
-  return workdir, first, kills.finish(workdir)
+  return workdir, first, tiny_runs.finish(workdir)
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(stopped, undisturbed):
@@ -71,7 +71,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(stopped, undisturbed):
   assert step >= 140
   assert 'Traceback' not in first
   assert f'resuming from step {step} of 600' in second
-  assert kills.compare(workdir, undisturbed) == []
+  assert tiny_runs.compare(workdir, undisturbed) == []
 
 
 def test_nothing_is_left_behind(stopped, undisturbed):
@@ -122,7 +122,7 @@ def test_a_finished_workdir_refuses_another_config(undisturbed):
 
 def test_sigterm_before_training_leaves_no_workdir(tmp_path):
   workdir = tmp_path / 'run'
-  process = kills.start(workdir, {'data.num_items': 400_000})
+  process = tiny_runs.start(workdir, {'data.num_items': 400_000})
   time.sleep(4.0)
   output = terminate(process, workdir, 0)
   # Before the program listens it dies of the signal, like any other.
@@ -135,7 +135,7 @@ def test_sigterm_before_training_leaves_no_workdir(tmp_path):
 
 def test_kills_at_any_moment_change_nothing(timed, tmp_path):
   number = 50 if os.environ.get('PAL_JAX_SLOW_TESTS') else 5
-  found = kills.run_kills(tmp_path, number, 0, *timed)
+  found = tiny_runs.run_kills(tmp_path, number, 0, *timed)
   assert len(found) == number
   assert any(k.step > 0 for k in found)  # not all of them at the start
 
@@ -192,8 +192,8 @@ def run_mounted(workdir: Path, script: str) -> subprocess.CompletedProcess:
     [*UNSHARE, 'sh', '-c', script],
     cwd=ROOT,
     env={
-      **kills.environment(),
-      'RUN': ' '.join(kills.command(workdir / 'run')),
+      **tiny_runs.environment(),
+      'RUN': ' '.join(tiny_runs.command(workdir / 'run')),
       'AT': str(workdir),
       'SAVED': f'{workdir}.saved',  # outside of what is mounted
     },
@@ -230,7 +230,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(
   # Threads of orbax may have printed what they ran into, too.
   assert 'No space left' in line and 'goes on from the last checkpoint' in line
   assert 'resuming from step' in done.stdout
-  assert kills.compare(Path(f'{folder}.saved'), undisturbed) == []
+  assert tiny_runs.compare(Path(f'{folder}.saved'), undisturbed) == []
 
 
 def test_a_read_only_workdir_is_refused(tmp_path):
