@@ -27,16 +27,15 @@ _WRITING = '*.orbax-checkpoint-tmp'
 _LONGEST = 600  # seconds of a tiny run
 
 
-def command(workdir: Path, fields: dict | None = None) -> list[str]:
+def command(workdir: Path) -> list[str]:
   """Of a tiny run."""
-  fields = FIELDS if fields is None else fields
   return [
     sys.executable,
     '-m',
     'pal_jax.main',
     '--config=configs/tiny.py:simulation',
     f'--workdir={workdir}',
-    *(f'--config.{name}={value}' for name, value in fields.items()),
+    *(f'--config.{name}={value}' for name, value in FIELDS.items()),
   ]
 
 
@@ -49,13 +48,14 @@ def environment() -> dict[str, str]:
       '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=0'
     ),
     'PYTHONPATH': str(ROOT),
+    'PYTHONUNBUFFERED': '1',  # what a killed process printed tells where it was
   }
 
 
-def start(workdir: Path, fields: dict | None = None) -> subprocess.Popen:
+def start(workdir: Path) -> subprocess.Popen:
   """A tiny run in a process of its own."""
   return subprocess.Popen(
-    command(workdir, fields),
+    command(workdir),
     cwd=ROOT,
     env=environment(),
     stdout=subprocess.PIPE,
@@ -92,7 +92,9 @@ def finish(workdir: Path) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Kill:
-  run: int
+  """When and where a run was killed."""
+
+  run: int  # which of them
   seconds: float  # after the start of its process
   during: str
   step: int  # the last that metrics.jsonl tells of

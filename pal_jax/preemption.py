@@ -37,7 +37,8 @@ class Preemption:
     try:
       yield self
     finally:
-      signal.signal(signal.SIGTERM, before)
+      # None: it was not set from Python, which cannot set it again.
+      signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
   @contextlib.contextmanager
   def held(self):

@@ -120,17 +120,34 @@ def test_a_finished_workdir_refuses_another_config(undisturbed):
     training.train_and_evaluate(config, undisturbed, progress=False)
 
 
-def test_sigterm_before_training_leaves_no_workdir(tmp_path):
+def raise_sigterm(*args, **kwargs):
+  signal.raise_signal(signal.SIGTERM)
+  raise AssertionError('nobody listened')
+
+
+def test_sigterm_before_training_leaves_no_workdir(tmp_path, monkeypatch):
+  monkeypatch.setattr(training, 'create_experiment', raise_sigterm)
   workdir = tmp_path / 'run'
-  process = tiny_runs.start(workdir, {'data.num_items': 400_000})
-  time.sleep(4.0)
-  output = terminate(process, workdir, 0)
-  # Before the program listens it dies of the signal, like any other.
-  assert process.returncode in (EXIT_CODE, -signal.SIGTERM), output[-3000:]
-  if process.returncode == EXIT_CODE:
-    assert 'stopped by SIGTERM' in output
-  assert 'Traceback' not in output
-  assert not list(tmp_path.rglob('results.json'))
+  with pytest.raises(Preempted, match='stopped by SIGTERM'):
+    training.train_and_evaluate(tiny_config(), workdir, progress=False)
+  assert not workdir.exists()
+
+
+def test_sigterm_while_evaluating_costs_the_evaluation(
+  undisturbed, tmp_path, monkeypatch
+):
+  """Its checkpoints are there; the run ends as it would have."""
+  workdir = tmp_path / 'run'
+  shutil.copytree(undisturbed, workdir)
+  (workdir / 'results.json').unlink()
+  with monkeypatch.context() as patch:
+    patch.setattr(training, 'evaluate', raise_sigterm)
+    with pytest.raises(Preempted, match='goes on from the last checkpoint'):
+      training.train_and_evaluate(tiny_config(), workdir, progress=False)
+  assert not (workdir / 'results.json').exists()
+  output = tiny_runs.finish(workdir)
+  assert 'resuming from step 600 of 600' in output
+  assert tiny_runs.compare(workdir, undisturbed) == []
 
 
 def test_kills_at_any_moment_change_nothing(timed, tmp_path):
