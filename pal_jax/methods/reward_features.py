@@ -114,7 +114,10 @@ class RewardFeatures(Trained):
 
 
 def _spectral_start(task: Task, size: int):
-  """phi [D, P] and w [U, P] of the best rank-P fit to users' linear rewards."""
+  """phi [D, P] and w [U, P] of the best rank-P fit to users' linear rewards.
+
+  Features beyond the rank, which there are if P > D, start and stay at 0.
+  """
   v = fit_linear(task)
   pairs = gather(task.table, task.train)
   args = pairs.difference, pairs.difference @ v, pairs.label, pairs.mask
@@ -122,4 +125,8 @@ def _spectral_start(task: Task, size: int):
   rewards = v + fit_users(*args, scale)
   left, values, right = jnp.linalg.svd(rewards, full_matrices=False)
   root = jnp.sqrt(values[:size])
-  return right[:size].T * root, left[:, :size] * root
+  beyond = ((0, 0), (0, size - root.size))
+  return (
+    jnp.pad(right[:size].T * root, beyond),
+    jnp.pad(left[:, :size] * root, beyond),
+  )

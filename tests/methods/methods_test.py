@@ -17,9 +17,11 @@ from pal_jax.errors import InputError
 from pal_jax.methods import catalogue
 from pal_jax.methods.context import sample_users
 from pal_jax.methods.pal import _from_classes
+from pal_jax.methods.reward_features import _spectral_start
 from pal_jax.methods.surface import Surface
 from pal_jax.methods.training import Trained, minimise, task_arrays
 from pal_jax.metrics import evaluate_logits
+from pal_jax.structs import FeatureTable
 from pal_jax.train import create_experiment
 
 PAL = benchmark.get_config().pal
@@ -356,3 +358,15 @@ def test_surface_features_are_of_the_texts():
   )
   with pytest.raises(InputError, match="kind='colour'"):
     Surface(kind='colour').view(dataset, task.table)
+
+
+def test_pref_with_more_features_than_columns_has_the_rank_of_the_columns():
+  task, _ = planted()
+  table = FeatureTable(task.table.items[:, :4], task.table.prompts[:, :4])
+  narrow = dataclasses.replace(task, table=table)
+  kernel, w = _spectral_start(narrow, 6)
+  assert kernel.shape == (4, 6) and w.shape == (narrow.num_users, 6)
+  few_kernel, few_w = _spectral_start(narrow, 4)
+  np.testing.assert_allclose(w @ kernel.T, few_w @ few_kernel.T, atol=1e-6)
+  method = methods.RewardFeatures(num_features=6, svd=True, num_steps=2)
+  assert np.isfinite(method.fit(narrow, jax.random.key(0)).scale)
