@@ -1,7 +1,8 @@
 """Devices: one pure step, compiled by jit on a mesh or by pmap.
 
-The only file that knows devices. Batches are padded to a multiple of their
-number; masks make that harmless.
+The only file that knows devices. Each has its share of a batch's comparisons,
+padded to equal numbers, which masks make harmless, and the distinct texts of
+that share.
 """
 
 import functools
@@ -11,8 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from pal_jax.data.batching import pad
 from pal_jax.errors import InputError
+from pal_jax.shared_rows import Room, merge_shards, share_shards
 from pal_jax.structs import Comparisons
 
 MODES = ('jit', 'pmap')
@@ -32,6 +33,11 @@ def axis_name(mode: str) -> str | None:
   return AXIS if mode == 'pmap' else None
 
 
+def num_devices() -> int:
+  """Of those that a batch is split over."""
+  return jax.local_device_count()
+
+
 def make_mesh(devices=None) -> Mesh:
   """A one-dimensional mesh of the local devices."""
   devices = jax.local_devices() if devices is None else devices
@@ -44,7 +50,7 @@ def make_mesh(devices=None) -> Mesh:
   )
 
 
-def jit_step(step: Callable, mesh: Mesh) -> Callable:
+def jit_step(step: Callable, mesh: Mesh, room: Room | None = None) -> Callable:
   """step(state, batch, table, key) with the batch sharded over the mesh."""
   whole = NamedSharding(mesh, PartitionSpec())
   split = NamedSharding(mesh, PartitionSpec(AXIS))
@@ -57,12 +63,15 @@ def jit_step(step: Callable, mesh: Mesh) -> Callable:
 
   @functools.wraps(compiled)
   def run(state, batch: Comparisons, table, key):
-    return compiled(state, pad_to_multiple(batch, size), table, key)
+    (shared,) = share_shards([batch], size, room)
+    return compiled(state, merge_shards(shared), table, key)
 
   return run
 
 
-def pmap_step(step: Callable, devices=None) -> Callable:
+def pmap_step(
+  step: Callable, devices=None, room: Room | None = None
+) -> Callable:
   """The same by pmap: replicated state in and out, the batch split."""
   devices = jax.local_devices() if devices is None else devices
   compiled = jax.pmap(
@@ -75,19 +84,31 @@ def pmap_step(step: Callable, devices=None) -> Callable:
   size = len(devices)
 
   def run(state, batch: Comparisons, table, key):
-    batch = pad_to_multiple(batch, size)
-    shards = jax.tree.map(lambda x: x.reshape((size, -1, *x.shape[1:])), batch)
-    return compiled(state, shards, table, key)
+    (shared,) = share_shards([batch], size, room)
+    return compiled(state, shared, table, key)
 
   return run
 
 
-def compile_step(step: Callable, mode: str, devices=None) -> Callable:
-  """`jit_step` on a mesh of the local devices, or `pmap_step`."""
+def compile_step(
+  step: Callable, mode: str, devices=None, room: Room | None = None
+) -> Callable:
+  """`jit_step` on a mesh of the local devices, or `pmap_step`.
+
+  Args:
+    step: `train_step.bind(...)`.
+    mode: of `MODES`.
+    devices: the local ones by default.
+    room: for the distinct texts of a device's share, of `measure_room`; by
+      default all that it can have.
+
+  Returns:
+    run(state, comparisons [B], table, key) -> (state, metrics).
+  """
   check_mode(mode)
   if mode == 'pmap':
-    return pmap_step(step, devices)
-  return jit_step(step, make_mesh(devices))
+    return pmap_step(step, devices, room)
+  return jit_step(step, make_mesh(devices), room)
 
 
 def map_users(function: Callable, devices=None) -> tuple[Callable, int]:
@@ -115,12 +136,6 @@ def map_users(function: Callable, devices=None) -> tuple[Callable, int]:
     check_vma=False,
   )
   return jax.jit(mapped), mesh.devices.size
-
-
-def pad_to_multiple(batch: Comparisons, size: int) -> Comparisons:
-  """Pads [B] comparisons so that `size` divides their number."""
-  count = len(batch.label)
-  return pad(batch, -(-count // size) * size)
 
 
 def place(tree, mode: str, devices=None):

@@ -42,6 +42,21 @@ class Comparisons:
 
 
 @flax.struct.dataclass
+class Batch:
+  """Comparisons and the distinct texts in them, so that each is placed once.
+
+  Counts say how many comparisons that are not masked show a row; padding has
+  0, so that means over rows with these weights are means over comparisons.
+  """
+
+  comparisons: Comparisons  # [B], whose ids are places in the rows below
+  items: Array  # [S] int32, rows of FeatureTable.items
+  item_count: Array  # [S] float32
+  prompts: Array  # [T] int32, rows of FeatureTable.prompts
+  prompt_count: Array  # [T] float32
+
+
+@flax.struct.dataclass
 class FeatureTable:
   """Frozen encoder features of every distinct text of an experiment."""
 

@@ -13,6 +13,7 @@ from pal_jax import train_step as steps
 from pal_jax.data.batching import Batcher, weight_by_user
 from pal_jax.errors import InputError
 from pal_jax.evaluate import evaluate
+from pal_jax.shared_rows import measure_room, merge_shards, share_shards
 from pal_jax.train import (
   Experiment,
   create_experiment,
@@ -114,6 +115,7 @@ def train_seeds(
       batches,
     )
 
+  room = measure_room(batchers)
   best = [(np.inf, None)] * len(experiments)
   if start is not None:
     best = [
@@ -122,8 +124,13 @@ def train_seeds(
     ]
   for start in range(0, last, config.checkpoint_every):
     stop = min(start + config.checkpoint_every, last)
-    batches = _stack(
-      [_stack([b(i) for b in batchers]) for i in range(start, stop)]
+    batches = share_shards(
+      [b(i) for i in range(start, stop) for b in batchers], room=room
+    )
+    batches = _stack([merge_shards(batch) for batch in batches])
+    size = stop - start, len(batchers)
+    batches = jax.tree.map(
+      lambda x, size=size: x.reshape((*size, *x.shape[1:])), batches
     )
     state, metrics = run_chunk(state, batches, table, step_keys)
     losses = np.asarray(metrics.loss + metrics.bound)  # [steps, S]

@@ -27,6 +27,7 @@ from pal_jax.evaluate import (
 from pal_jax.metrics import evaluate_logits
 from pal_jax.preemption import Preempted, Preemption
 from pal_jax.saved_model import MODEL_FOLDER, from_training, save_model
+from pal_jax.shared_rows import measure_room
 from pal_jax.structs import FeatureTable
 from pal_jax.writer import MetricsWriter, Progress, write_json, write_text
 
@@ -287,11 +288,12 @@ def train(
     say(f'resuming from step {int(state.step)} of {last}')
   start = int(state.step)
   state = parallel.place(state, config.parallel)
+  batcher = _batcher(experiment)
   run = parallel.compile_step(
     steps.bind(model, tx, experiment.objective, model.axis_name),
     config.parallel,
+    room=measure_room([batcher], parallel.num_devices()),
   )
-  batcher = _batcher(experiment)
   writer = MetricsWriter(workdir / 'metrics.jsonl', start)
   bar = Progress(last, start, progress)
   window = _Window(

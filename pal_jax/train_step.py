@@ -12,8 +12,8 @@ import optax
 from pal_jax import losses
 from pal_jax.errors import InputError
 from pal_jax.mixtures import comparison_log_likelihoods
-from pal_jax.models.ideal_point_model import IdealPointModel, Outputs
-from pal_jax.structs import Comparisons, FeatureTable
+from pal_jax.models.ideal_point_model import IdealPointModel, Outputs, Rows
+from pal_jax.structs import Batch, Comparisons, FeatureTable
 
 
 @flax.struct.dataclass
@@ -156,14 +156,19 @@ def _comparison_losses(model, objective, out, batch, axis_name):
   return loss, loss
 
 
-def apply_model(model, params, model_state, batch, table, **kwargs):
+def apply_model(model, params, model_state, batch: Batch, table, **kwargs):
   """Runs the model on ids: gathers features and casts them to float32."""
   return model.apply(
     {'params': params, **model_state},
-    batch.user,
+    batch.comparisons.user,
     table.items[batch.items].astype(jnp.float32),
-    table.prompts[batch.prompt].astype(jnp.float32),
-    mask=batch.mask,
+    table.prompts[batch.prompts].astype(jnp.float32),
+    rows=Rows(
+      batch.comparisons.items,
+      batch.item_count,
+      batch.comparisons.prompt,
+      batch.prompt_count,
+    ),
     **kwargs,
   )
 
@@ -195,7 +200,7 @@ def step_metrics(
 
 def train_step(
   state: TrainState,
-  batch: Comparisons,
+  shared: Batch,
   table: FeatureTable,
   key: jax.Array,
   *,
@@ -211,7 +216,7 @@ def train_step(
 
   Args:
     state: before the step.
-    batch: [B] comparisons; padding is masked.
+    shared: [B] comparisons, padding masked, and their distinct texts.
     table: features of all items and prompts.
     key: of the run; the step is folded in, so a resumed run draws the same.
     model, optimizer, objective: static.
@@ -220,6 +225,7 @@ def train_step(
   Returns:
     The next state, and sums over the global batch.
   """
+  batch = shared.comparisons
   key = jax.random.fold_in(key, state.step)
   if axis_name is not None:
     key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
@@ -238,7 +244,7 @@ def train_step(
       model,
       params,
       state.model_state,
-      batch,
+      shared,
       table,
       train=True,
       anonymous=anonymous,

@@ -24,6 +24,7 @@ ORDER = (
   'models',
   'data',
   'features',
+  'shared_rows',
   'optimizer',
   'train_step',
   'parallel',

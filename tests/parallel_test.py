@@ -179,17 +179,6 @@ def test_steps_on_many_devices_trace_once(results, case, mode):
   assert results[case][mode]['traces'] == 1
 
 
-def test_batches_are_padded_to_a_multiple_with_masked_rows():
-  batch = batch_of(0, 21)
-  padded = parallel.pad_to_multiple(batch, 8)
-  assert padded.shape == (24,)
-  assert not padded.mask[21:].any()
-  for x, y in zip(jax.tree.leaves(batch), jax.tree.leaves(padded), strict=True):
-    np.testing.assert_array_equal(x, y[:21])
-  assert parallel.pad_to_multiple(batch, 7) is batch
-  assert parallel.pad_to_multiple(batch, 100).shape == (100,)
-
-
 def test_unknown_modes_are_refused_with_the_known_ones():
   for call in (
     parallel.check_mode,

@@ -12,9 +12,10 @@ from jax.flatten_util import ravel_pytree
 from configs import base
 from pal_jax import models, parallel
 from pal_jax import train_step as steps
-from pal_jax.data.batching import weight_by_user
+from pal_jax.data.batching import pad, weight_by_user
 from pal_jax.errors import InputError
 from pal_jax.mixtures import comparison_log_likelihoods
+from pal_jax.shared_rows import share_rows
 from pal_jax.structs import FeatureTable, make_comparisons
 
 # Keeps the gradient as its state and moves nothing.
@@ -71,9 +72,10 @@ def initial_state(model, optimizer=KEEP_GRADIENT):
 
 
 def compiled_step(model, objective):
-  return jax.jit(
+  step = jax.jit(
     steps.bind(model, KEEP_GRADIENT, objective), compiler_options=FAST_COMPILE
   )
+  return lambda state, batch, *args: step(state, share_rows(batch), *args)
 
 
 def gradient_step(model, objective):
@@ -253,11 +255,28 @@ def test_what_stands_in_masked_rows_changes_nothing(runs, name):
     assert_trees_close(x, y, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize('name', SOME_MODELS)
+def test_texts_placed_once_score_as_texts_placed_each_time(runs, name):
+  model, state, _ = runs(name)
+  batch = make_batch(USERS * 3)
+  assert len(np.unique(batch.items)) < batch.items.size
+  once = steps.apply_model(
+    model, state.params, state.model_state, share_rows(batch), TABLE
+  )
+  each = model.apply(
+    {'params': state.params, **state.model_state},
+    batch.user,
+    TABLE.items[batch.items],
+    TABLE.prompts[batch.prompt],
+  )
+  assert_trees_close(once, each, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize('name', ['convex', 'user-level mixture', 'batch norm'])
 def test_padding_equals_a_smaller_batch(runs, name):
   _, state, run = runs(name)
   batch = make_batch(USERS[:7])
-  padded = parallel.pad_to_multiple(batch, 5)
+  padded = pad(batch, 10)
   assert padded.shape == (10,)
   for x, y in zip(run(state, batch), run(state, padded), strict=True):
     assert_trees_close(x, y, rtol=1e-4, atol=1e-6)
@@ -425,7 +444,7 @@ def test_a_weight_of_two_is_the_comparison_twice(runs, name):
   batch = make_batch(USERS[:9])
   twice = batch[np.array([*range(9), 2])]
   weighted = batch.replace(weight=np.where(np.arange(9) == 2, 2.0, 1.0))
-  padded = parallel.pad_to_multiple(weighted, 10)
+  padded = pad(weighted, 10)
   a, b = run(state, twice), run(state, padded)
   assert_trees_close(a[0], b[0], rtol=1e-4, atol=1e-6)
   np.testing.assert_allclose(a[1].loss, b[1].loss, rtol=1e-5)
@@ -628,6 +647,7 @@ def variants():
 @pytest.mark.parametrize('fields', list(variants()), ids=str)
 def test_every_variant_trains_above_chance(fields):
   batch, table = opposite_users()
+  shared = share_rows(batch)
   defaults = {'projector': 'mlp1', 'activation': 'relu', 'width': 8}
   model, objective = make(num_users=PEOPLE, **{**defaults, **fields})
   optimizer = optax.adam(0.1)
@@ -641,10 +661,10 @@ def test_every_variant_trains_above_chance(fields):
   def train(state):
     step = steps.bind(model, optimizer, objective)
     state, metrics = jax.lax.scan(
-      lambda s, _: step(s, batch, table, key), state, None, length=100
+      lambda s, _: step(s, shared, table, key), state, None, length=100
     )
     out = steps.apply_model(
-      model, state.params, state.model_state, batch, table
+      model, state.params, state.model_state, shared, table
     )
     return state, metrics, (out.logit, out.delta)
 
@@ -679,7 +699,9 @@ def test_anonymous_examples_are_scored_as_a_new_user_is(fields):
   who = np.arange(len(USERS)) % 2 == 0
 
   def run(**kwargs):
-    return steps.apply_model(model, params, {}, batch, TABLE, **kwargs).logit
+    return steps.apply_model(
+      model, params, {}, share_rows(batch), TABLE, **kwargs
+    ).logit
 
   mean = np.mean(jax.nn.softmax(params['user_logits'], -1), axis=0)
   rows = jnp.broadcast_to(jnp.log(mean), (len(USERS), 2))

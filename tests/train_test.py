@@ -87,8 +87,8 @@ def interrupt_at_step(monkeypatch, number):
   """The step after `number` of them does not happen."""
   compile_step = parallel.compile_step
 
-  def compile_and_count(step, mode):
-    compiled, done = compile_step(step, mode), []
+  def compile_and_count(step, mode, **kwargs):
+    compiled, done = compile_step(step, mode, **kwargs), []
 
     def run(state, *args):
       if int(state.step) == number:
@@ -163,8 +163,8 @@ def ask_to_stop_after_step(monkeypatch, number):
   preemption = Preemption()
   compile_step = parallel.compile_step
 
-  def compile_and_ask(step, mode):
-    compiled = compile_step(step, mode)
+  def compile_and_ask(step, mode, **kwargs):
+    compiled = compile_step(step, mode, **kwargs)
 
     def run(state, *args):
       preemption.requested |= int(state.step) + 1 == number
@@ -296,8 +296,8 @@ def test_poisoned_parameters_stop_at_the_step_they_act(
   """And the checkpoint from before is there to resume from."""
   compile_step = parallel.compile_step
 
-  def poisoned(step, mode):
-    compiled = compile_step(step, mode)
+  def poisoned(step, mode, **kwargs):
+    compiled = compile_step(step, mode, **kwargs)
 
     def run(state, *args):
       if int(state.step) == 13:

@@ -38,6 +38,16 @@ class Outputs:
   nested: tuple[jax.Array, ...]  # logits [B] of the Matryoshka prefixes
 
 
+@flax.struct.dataclass
+class Rows:
+  """Where comparisons find their texts among rows of features."""
+
+  items: jax.Array  # [B, 2] places in the candidates [S, D]
+  item_count: jax.Array  # [S] how often each is shown, 0 for padding
+  prompts: jax.Array  # [B] places in the prompts [T, D]
+  prompt_count: jax.Array  # [T]
+
+
 class IdealPointModel(nn.Module):
   """r_i(x) = tau * preference(f(h), u_i), logit = r_i(a) - r_i(b)."""
 
@@ -127,6 +137,10 @@ class IdealPointModel(nn.Module):
 
   def basis(self, prompts: jax.Array, train: bool = False, mask=None):
     """The K things that are mixed: [..., D] -> [..., K, P or D]."""
+    raise NotImplementedError
+
+  def of_prompt(self, basis: jax.Array, place: jax.Array) -> jax.Array:
+    """What `basis` made of prompts [T, D], for those at places [B]."""
     raise NotImplementedError
 
   def finish(self, mixed: jax.Array, train: bool = False) -> jax.Array:
@@ -223,6 +237,7 @@ class IdealPointModel(nn.Module):
     train: bool = False,
     mask: jax.Array | None = None,
     anonymous: jax.Array | None = None,
+    rows: Rows | None = None,
   ) -> Outputs:
     """Scores a batch of comparisons by users of the table.
 
@@ -237,18 +252,28 @@ class IdealPointModel(nn.Module):
         the model learns to serve people it knows nothing of (METHOD section
         3). It has no effect under the user-level mixture, whose users are the
         population before they answer.
+      rows: where comparisons find their texts; `items` are then the distinct
+        candidates [S, D] and `prompts` the distinct prompts [T, D], and `mask`
+        is not read. A text that several comparisons share has one draw of
+        dropout.
     """
-    if mask is None:
-      mask = jnp.ones(user.shape, bool)
-    x = self.embed(
-      items, train, jnp.broadcast_to(mask[:, None], (*user.shape, 2))
-    )
+    if rows is None:
+      if mask is None:
+        mask = jnp.ones(user.shape, bool)
+      x = self.embed(
+        items, train, jnp.broadcast_to(mask[:, None], (*user.shape, 2))
+      )
+      basis = self.basis(prompts, train, mask)
+    else:
+      x = self.embed(items, train, rows.item_count)[rows.items]
+      basis = self.of_prompt(
+        self.basis(prompts, train, rows.prompt_count), rows.prompts
+      )
     log_w = self.user_log_weights(user)
     if anonymous is not None and not self.user_level:
       log_w = jnp.where(
         anonymous[:, None], self.population_log_weights(), log_w
       )
-    basis = self.basis(prompts, train, mask)
     if self.mixes_likelihoods:
       points = self.finish(basis, train)
       weights = jnp.exp(log_w)

@@ -51,5 +51,9 @@ class PalA(IdealPointModel):
       return normalize(placed) if self.point == '|f(P)|w' else placed
     return self.prototypes
 
+  def of_prompt(self, basis, place):
+    del place
+    return basis
+
   def finish(self, mixed, train: bool = False):
     return self._place(mixed, train) if self.point == 'f(Pw)' else mixed

@@ -29,3 +29,6 @@ class PalB(IdealPointModel):
   def basis(self, prompts: jax.Array, train: bool = False, mask=None):
     """g_k(h_c): [..., D] -> [..., K, P]."""
     return self.maps(prompts, train, mask)
+
+  def of_prompt(self, basis: jax.Array, place: jax.Array) -> jax.Array:
+    return basis[place]

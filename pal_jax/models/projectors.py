@@ -46,7 +46,7 @@ class MaskedBatchNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x, mask, use_running_average: bool):
-    """x: [..., P]; mask: x.shape[:-1], False for padding."""
+    """x: [..., P]; mask: x.shape[:-1], weights of rows, 0 for padding."""
     width = x.shape[-1]
     mean = self.variable('batch_stats', 'mean', jnp.zeros, (width,))
     var = self.variable('batch_stats', 'var', jnp.ones, (width,))
@@ -54,11 +54,13 @@ class MaskedBatchNorm(nn.Module):
     bias = self.param('bias', nn.initializers.zeros, (width,))
     mu, sigma2 = mean.value, var.value
     if not use_running_average and not self.is_initializing():
-      rows = jnp.where(mask[..., None], x, 0.0).reshape(-1, width)
+      weight = mask.astype(x.dtype)[..., None]
+      rows = jnp.where(weight > 0, x, 0.0)
+      lead = tuple(range(x.ndim - 1))
       sums = (
-        jnp.sum(rows, 0),
-        jnp.sum(jnp.square(rows), 0),
-        jnp.sum(mask.astype(x.dtype)),
+        jnp.sum(weight * rows, lead),
+        jnp.sum(weight * jnp.square(rows), lead),
+        jnp.sum(weight),
       )
       if self.axis_name is not None:
         sums = jax.lax.psum(sums, self.axis_name)
