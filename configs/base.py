@@ -258,6 +258,9 @@ def model() -> ConfigDict:
   config.residual = False  # adds the input to the output; needs D = P
   config.batch_norm = False
   config.use_bias = True
+  # Of the projectors' products: 'float32', or 'bfloat16', which accelerators
+  # multiply faster. Parameters, distances and losses stay float32.
+  config.compute_dtype = 'float32'
   config.learn_scale = True  # whether tau, which multiplies rewards, learns
   config.init_user_scale = 0.1  # standard deviation of the users' logits
   config.matryoshka = ()  # nested prefixes of P, for example (8, 16, 32)

@@ -642,6 +642,8 @@ def variants():
   yield {'projector': 'identity', 'width': SPACE}
   yield {'name': 'pal_b', 'batch_norm': True, 'dropout': 0.1}
   yield {**COMPARISON_LEVEL, 'matryoshka': (4,), 'use_bias': False}
+  yield {'compute_dtype': 'bfloat16', 'batch_norm': True}
+  yield {'name': 'pal_b', 'compute_dtype': 'bfloat16'}
 
 
 @pytest.mark.parametrize('fields', list(variants()), ids=str)

@@ -5,7 +5,11 @@ from pal_jax.ideal_points import PREFERENCES
 from pal_jax.models.ideal_point_model import MEMBERSHIPS, IdealPointModel
 from pal_jax.models.pal_a import POINTS, PalA
 from pal_jax.models.pal_b import PalB
-from pal_jax.models.projectors import ACTIVATIONS, num_hidden_layers
+from pal_jax.models.projectors import (
+  ACTIVATIONS,
+  COMPUTE_DTYPES,
+  num_hidden_layers,
+)
 
 MODELS = {'pal_a': PalA, 'pal_b': PalB}
 _ONLY_PAL_A = ('point',)
@@ -31,6 +35,10 @@ def check_config(config) -> None:
   _check('membership', config.membership, MEMBERSHIPS)
   _check('mixture_level', config.mixture_level, ('comparison', 'user'))
   _check('activation', config.activation, ACTIVATIONS)
+  # Models that were saved before there was a choice lack the field.
+  _check(
+    'compute_dtype', config.get('compute_dtype', 'float32'), COMPUTE_DTYPES
+  )
   num_hidden_layers(config.projector)
   for field in ('num_prototypes', 'width'):
     if config[field] < 1:

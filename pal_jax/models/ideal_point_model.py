@@ -67,6 +67,7 @@ class IdealPointModel(nn.Module):
   residual: bool = False
   batch_norm: bool = False
   use_bias: bool = True
+  compute_dtype: str = 'float32'  # of the projectors' products, or 'bfloat16'
   matryoshka: tuple[int, ...] = ()  # widths of nested prefixes of P
   axis_name: str | None = None  # of a pmap, for batch norm
 
@@ -100,6 +101,7 @@ class IdealPointModel(nn.Module):
       'residual': self.residual,
       'batch_norm': self.batch_norm,
       'use_bias': self.use_bias,
+      'compute_dtype': self.compute_dtype,
       'axis_name': self.axis_name,
     }
 

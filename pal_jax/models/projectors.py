@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from pal_jax.errors import InputError
 
+COMPUTE_DTYPES = ('float32', 'bfloat16')
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
   'relu': nn.relu,
   'gelu': lambda x: nn.gelu(x, approximate=False),
@@ -87,6 +88,9 @@ class Projector(nn.Module):
   residual: bool = False  # adds the input to the output; needs D = P
   batch_norm: bool = False
   use_bias: bool = True
+  # Of the products and activations (of COMPUTE_DTYPES); parameters,
+  # batch norm and what is returned keep their own.
+  compute_dtype: str = 'float32'
   axis_name: str | None = None
 
   @nn.compact
@@ -108,12 +112,17 @@ class Projector(nn.Module):
       )
     if mask is None:
       mask = jnp.ones(h.shape[:-1], bool)
+    # None is that of the input: also float64, where tests want it.
+    low = self.compute_dtype != 'float32'
+    dtype = jnp.dtype(self.compute_dtype) if low else None
     x = h
     for _ in range(hidden):
-      x = nn.Dense(self.width, use_bias=self.use_bias)(x)
+      x = nn.Dense(self.width, use_bias=self.use_bias, dtype=dtype)(x)
       if self.batch_norm:
+        x = x.astype(h.dtype)
         x = MaskedBatchNorm(axis_name=self.axis_name)(x, mask, not train)
       x = ACTIVATIONS[self.activation](x)
       x = nn.Dropout(self.dropout, deterministic=not train)(x)
-    x = nn.Dense(self.width, use_bias=self.use_bias)(x)
+    x = nn.Dense(self.width, use_bias=self.use_bias, dtype=dtype)(x)
+    x = x.astype(h.dtype)
     return x + h if self.residual else x

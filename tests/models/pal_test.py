@@ -1017,6 +1017,7 @@ def config_of(**fields):
     ('membership', ('convex', 'partition', 'mixture_likelihood')),
     ('mixture_level', ('comparison', 'user')),
     ('activation', ('relu', 'gelu', 'linear')),
+    ('compute_dtype', ('float32', 'bfloat16')),
     ('projector', ('identity', 'mlpN')),
   ],
 )

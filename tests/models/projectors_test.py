@@ -347,3 +347,19 @@ def test_the_projector_hands_mask_and_mode_to_batch_norm():
     dict(kept['batch_stats']),
     variables['batch_stats'],
   )
+
+
+@pytest.mark.parametrize('batch_norm', [False, True])
+def test_bfloat16_rounds_the_products_and_nothing_that_goes_in_or_out(
+  batch_norm,
+):
+  wide = np.random.default_rng(2).normal(size=(64, 32)).astype(np.float32)
+  exact = Projector(width=16, batch_norm=batch_norm)
+  rounded = Projector(width=16, batch_norm=batch_norm, compute_dtype='bfloat16')
+  variables = random_variables(exact, wide)
+  wanted, found = exact.apply(variables, wide), rounded.apply(variables, wide)
+  assert found.dtype == jnp.float32
+  error = np.abs(found - wanted).max() / np.abs(wanted).max()
+  assert 1e-5 < error < 2e-2
+  initial = rounded.init(jax.random.key(0), wide)
+  assert {x.dtype for x in jax.tree.leaves(initial)} == {jnp.dtype('float32')}
