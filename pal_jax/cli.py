@@ -9,6 +9,7 @@ from absl import app, flags, logging
 
 from pal_jax.errors import InputError
 from pal_jax.preemption import EXIT_CODE, Preempted
+from pal_jax.user_cache import keep_compiled
 
 
 def _chosen(argv: list[str]):
@@ -81,6 +82,7 @@ def run(main: Callable[[], None], default_config: str = '') -> None:
   def guarded(argv):
     # orbax announces every file, and logs with its traceback what it raises.
     logging.set_verbosity(logging.FATAL)
+    keep_compiled()
     try:
       if len(argv) > 1:
         raise InputError(

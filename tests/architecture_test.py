@@ -16,6 +16,7 @@ ORDER = (
   'errors',
   'preemption',
   'optional',
+  'user_cache',
   'numerics',
   'ideal_points',
   'mixtures',

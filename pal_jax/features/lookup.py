@@ -17,6 +17,7 @@ from pal_jax.features.store import (
   read_spec,
   text_keys,
 )
+from pal_jax.user_cache import user_cache_dir
 
 # Texts encoded between two writes: what a killed process loses at most.
 _CHUNK = 2048
@@ -44,7 +45,7 @@ def lookup_or_encode(
     encoder: of which only name and version are used if all is found.
     stores: folders of a FeatureStore each, never written; those of another
       encoder or version are passed over.
-    cache_dir: the user's cache; '' is `default_cache_dir()`.
+    cache_dir: the user's cache; '' is `user_cache_dir('features')`.
     dtype: 'float16' or 'float32', in the cache and of the result.
     progress: called with (done, total), distinct texts encoded.
     keep: whether what is encoded goes to the user's cache; False where texts
@@ -78,18 +79,6 @@ def lookup_or_encode(
   return vectors
 
 
-def default_cache_dir() -> pathlib.Path:
-  """$XDG_CACHE_HOME/pal_jax/features, or ~/.cache/pal_jax/features."""
-  base = os.environ.get('XDG_CACHE_HOME', '')
-  # The XDG specification says to ignore a relative path.
-  root = (
-    pathlib.Path(base)
-    if os.path.isabs(base)
-    else pathlib.Path.home() / '.cache'
-  )
-  return root / 'pal_jax' / 'features'
-
-
 def cache_folder(
   encoder: Encoder, cache_dir: str | os.PathLike, dtype: str
 ) -> pathlib.Path:
@@ -97,7 +86,7 @@ def cache_folder(
   root = pathlib.Path(cache_dir).expanduser() if cache_dir else None
   identity = hashlib.sha256(f'{encoder.name}\0{encoder.version}'.encode())
   folder = f'{encoder.name}-{identity.hexdigest()[:16]}-{dtype}'
-  return (root or default_cache_dir()) / folder
+  return (root or user_cache_dir('features')) / folder
 
 
 def _cached(first_row, encoder, stores, cache_dir, dtype, progress, keep):
