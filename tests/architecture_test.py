@@ -42,6 +42,8 @@ ORDER = (
   'convert',
   'export',
   'train',
+  'grid',
+  'sweep_program',
   'sweep',
   'methods',
   'benchmark',
