@@ -30,9 +30,9 @@ from pal_jax.sweep_program import (
 )
 from pal_jax.train import Experiment, create_experiment
 
-# Numbers in memory that runs of a call are given: a quarter of a gigabyte.
+# Numbers in memory that the runs of a call have: a quarter of a gigabyte.
 _AT_ONCE = 2**26
-_MOST_RUNS = 256  # more in a call are no faster
+_MOST_RUNS = 32  # on a CPU more in a call are slower: they leave its caches
 
 Start = Callable[[int, dict], dict]
 
