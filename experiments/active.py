@@ -29,8 +29,7 @@ from pal_jax.adaptation.queries import STRATEGIES, simulate_questions
 from pal_jax.data.dataset import UNSEEN_ITEMS
 from pal_jax.evaluate import labels, learn_prior
 from pal_jax.metrics import bootstrap_interval, user_accuracies
-from pal_jax.sweep import train_seeds, with_seed
-from pal_jax.train import create_experiment, variables_of
+from pal_jax.sweep import create_experiments, train_runs, with_seed
 from pal_jax.writer import write_json, write_text
 
 matplotlib.use('Agg')
@@ -83,10 +82,10 @@ def make_config(setting: str):
   return config
 
 
-def run_seed(experiment, state, seed: int, steps: int) -> dict:
+def run_seed(experiment, variables, seed: int, steps: int) -> dict:
   """{strategy: accuracy [V, steps + 1]} of one seed's unseen users."""
   model, dataset = experiment.model, experiment.dataset
-  variables, rule = variables_of(state), model.adaptation_rule
+  rule = model.adaptation_rule
   placed = adaptation.place(model, variables, experiment.table)
   prior, _ = learn_prior(
     model, variables, placed, dataset, experiment.config.adaptation
@@ -123,15 +122,15 @@ def run_seed(experiment, state, seed: int, steps: int) -> dict:
 def run_setting(setting: str, num_seeds: int, steps: int) -> dict:
   """{strategy: accuracy [users of all seeds, steps + 1]}."""
   config = make_config(setting)
-  experiments = [
-    create_experiment(with_seed(config, seed)) for seed in range(num_seeds)
-  ]
+  experiments = create_experiments(
+    [with_seed(config, seed) for seed in range(num_seeds)]
+  )
   with tqdm(total=config.train.num_steps, desc=f'{setting}: train') as bar:
-    states = train_seeds(experiments, lambda s, *_: bar.update(s - bar.n))
+    runs = train_runs(experiments, lambda s, *_: bar.update(s - bar.n))
   seeds = [
-    run_seed(experiment, state, seed, steps)
-    for seed, (experiment, state) in enumerate(
-      zip(experiments, states, strict=True)
+    run_seed(experiment, run.variables, seed, steps)
+    for seed, (experiment, run) in enumerate(
+      zip(experiments, runs, strict=True)
     )
   ]
   return {s: np.concatenate([c[s] for c in seeds]) for s in STRATEGIES}

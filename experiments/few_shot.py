@@ -39,8 +39,7 @@ from pal_jax.metrics import (
   negative_log_likelihood,
   user_accuracies,
 )
-from pal_jax.sweep import train_seeds, with_seed
-from pal_jax.train import create_experiment, variables_of
+from pal_jax.sweep import create_experiments, train_runs, with_seed
 from pal_jax.writer import write_json, write_text
 
 matplotlib.use('Agg')
@@ -79,10 +78,10 @@ def make_config(which: str):
 class Adapters:
   """Every method's log odds of one experiment's unseen users."""
 
-  def __init__(self, experiment, state):
+  def __init__(self, experiment, variables):
     self.model, self.dataset = experiment.model, experiment.dataset
     self.config, self.table = experiment.config, experiment.table
-    self.variables = variables_of(state)
+    self.variables = variables
     placed = adaptation.place(self.model, self.variables, self.table)
     self.prior, self.summary = learn_prior(
       self.model, self.variables, placed, self.dataset, self.config.adaptation
@@ -161,11 +160,11 @@ def measure(logit, label, **row) -> tuple[dict, dict]:
   return {**row, **metrics, 'low': low, 'high': high}, users
 
 
-def run_seed(which, experiment, state, single, single_state, bar):
+def run_seed(which, experiment, run, single, single_run, bar):
   """Rows, and {(method, n): per-user metrics} of one seed."""
   adapters, one = (
-    Adapters(experiment, state),
-    Adapters(single, single_state),
+    Adapters(experiment, run.variables),
+    Adapters(single, single_run.variables),
   )
   dataset, config = experiment.dataset, experiment.config
   label = labels(dataset.unseen[UNSEEN_ITEMS])
@@ -210,16 +209,16 @@ def run_setting(which: str, num_seeds: int):
   with alone.unlocked():
     alone.model.num_prototypes = 1
   experiments, singles = (
-    [create_experiment(with_seed(c, seed)) for seed in range(num_seeds)]
+    create_experiments([with_seed(c, seed) for seed in range(num_seeds)])
     for c in (config, alone)
   )
   with tqdm(total=config.train.num_steps, desc=f'{which}: train') as bar:
-    states = train_seeds(experiments, lambda s, *_: bar.update(s - bar.n))
-  single_states = train_seeds(singles)
+    runs = train_runs(experiments, lambda s, *_: bar.update(s - bar.n))
+  single_runs = train_runs(singles)
   rows, users, priors = [], {}, []
   total = num_seeds * len(config.evaluation.num_support) * len(TITLES)
   with tqdm(total=total, desc=f'{which}: adapt') as bar:
-    for each in zip(experiments, states, singles, single_states, strict=True):
+    for each in zip(experiments, runs, singles, single_runs, strict=True):
       found, per_user, summary = run_seed(which, *each, bar)
       rows += found
       priors.append({'setting': which, **summary})

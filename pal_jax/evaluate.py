@@ -74,11 +74,25 @@ def seen_log_weights(model, variables, placed, dataset: Dataset) -> jax.Array:
   Under the user-level mixture, the posterior over classes given a user's
   training comparisons.
   """
-  users = jnp.arange(dataset.num_users)
+  support = None
+  if model.user_level:
+    support = group_by_user(dataset.train, dataset.num_users)
+  return table_log_weights(model, variables, placed, support)
+
+
+def table_log_weights(
+  model, variables, placed, support: Comparisons | None
+) -> jax.Array:
+  """`seen_log_weights` from training comparisons by user.
+
+  Args:
+    model, variables, placed: trained.
+    support: [U, N]; only the user-level mixture reads them.
+  """
+  users = jnp.arange(model.num_users)
   log_w = model.apply(variables, users, method='user_log_weights')
   if not model.user_level:
     return log_w
-  support = group_by_user(dataset.train, dataset.num_users)
   stats = statistics(model, variables, placed, support, 'mixture')
   return class_log_posterior(
     log_w[0], stats.delta, jnp.asarray(support.label), support.mask

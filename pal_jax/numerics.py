@@ -45,3 +45,9 @@ def log_mean_weights(log_w: jax.Array) -> jax.Array:
   """Log of the mean of simplex points: [U, K] -> [K]; the population."""
   log_mean = jax.nn.logsumexp(log_w, axis=0) - jnp.log(log_w.shape[0])
   return jax.nn.log_softmax(log_mean)
+
+
+def is_known(number) -> bool:
+  """Whether a number can be asked about in Python: one of a sweep is traced,
+  and `grid` answers for it."""
+  return not isinstance(number, jax.core.Tracer)

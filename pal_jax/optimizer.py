@@ -6,6 +6,7 @@ import jax
 import optax
 
 from pal_jax.errors import InputError
+from pal_jax.numerics import is_known
 
 SCHEDULES = ('constant', 'linear', 'cosine')
 OPTIMIZERS = ('adamw', 'adam')
@@ -111,7 +112,7 @@ def make_schedule(config, num_steps: int, peak: float) -> optax.Schedule:
 
 
 def _group_optimizer(config, spec, num_steps):
-  if spec.learning_rate == 0.0:
+  if is_known(spec.learning_rate) and spec.learning_rate == 0.0:
     return optax.set_to_zero()
   schedule = make_schedule(config, num_steps, spec.learning_rate)
   moments = {'b1': config.b1, 'b2': config.b2, 'eps': config.eps}
@@ -128,7 +129,9 @@ def create(config, params, num_steps: int) -> optax.GradientTransformation:
   """The optimiser of `config.optimizer` for these parameters.
 
   Args:
-    config: the `optimizer` part of an experiment's config.
+    config: the `optimizer` part of an experiment's config. Of what a sweep
+      varies (`grid.FIELDS`) the numbers may be traced; then rates and the
+      clip norm are taken to be positive.
     params: a tree of parameters (shapes suffice).
     num_steps: length of training in steps.
 
@@ -148,10 +151,11 @@ def create(config, params, num_steps: int) -> optax.GradientTransformation:
     },
     labels,
   )
-  if config.clip_norm < 0:
-    raise InputError(
-      f'optimizer.clip_norm={config.clip_norm} must be 0 (off) or positive'
-    )
-  if not config.clip_norm:
-    return groups
+  if is_known(config.clip_norm):
+    if config.clip_norm < 0:
+      raise InputError(
+        f'optimizer.clip_norm={config.clip_norm} must be 0 (off) or positive'
+      )
+    if not config.clip_norm:
+      return groups
   return optax.chain(optax.clip_by_global_norm(config.clip_norm), groups)

@@ -89,13 +89,24 @@ def check_config(config) -> None:
     )
 
 
-def create_experiment(config) -> Experiment:
-  """Data, features and model of a config. Raises InputError."""
+def create_experiment(config, like: Experiment | None = None) -> Experiment:
+  """Data, features and model of a config.
+
+  Args:
+    config: from `configs/*.py`.
+    like: one with equal data and features, which are then not made again.
+
+  Raises:
+    InputError: for everything that can be told without training.
+  """
   check_config(config)
   objective = steps.create_objective(config.train, config.model)
-  features.create(config.features)  # a missing path, before data are read
-  dataset = data.create(config.data, join_prompt=config.model.name == 'pal_a')
-  table = features.feature_table(dataset, config.features)
+  if like is None:
+    features.create(config.features)  # a missing path, before data are read
+    dataset = data.create(config.data, join_prompt=config.model.name == 'pal_a')
+    table = features.feature_table(dataset, config.features)
+  else:
+    dataset, table = like.dataset, like.table
   model = models.create(
     config.model,
     num_users=dataset.num_users,

@@ -13,6 +13,7 @@ from pal_jax import losses
 from pal_jax.errors import InputError
 from pal_jax.mixtures import comparison_log_likelihoods
 from pal_jax.models.ideal_point_model import IdealPointModel, Outputs, Rows
+from pal_jax.numerics import is_known
 from pal_jax.structs import Batch, Comparisons, FeatureTable
 
 
@@ -231,10 +232,9 @@ def train_step(
     key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
   dropout_key, gumbel_key, anonymous_key = jax.random.split(key, 3)
   anonymous = None
-  if objective.population_rate and not model.user_level:
-    anonymous = jax.random.bernoulli(
-      anonymous_key, objective.population_rate, batch.mask.shape
-    )
+  rate = objective.population_rate
+  if (not is_known(rate) or rate) and not model.user_level:
+    anonymous = jax.random.bernoulli(anonymous_key, rate, batch.mask.shape)
   total_weight = _sum_over_devices(
     jnp.sum(jnp.where(batch.mask, batch.weight, 0.0)), axis_name
   )

@@ -43,6 +43,8 @@ ORDER = (
   'convert',
   'export',
   'train',
+  'grid',
+  'sweep_program',
   'sweep',
   'methods',
   'benchmark',

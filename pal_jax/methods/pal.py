@@ -15,8 +15,8 @@ from pal_jax.evaluate import learn_prior, seen_log_weights
 from pal_jax.methods.base import Method, Pairs, Task, adapt_users
 from pal_jax.methods.em import Classes, Em
 from pal_jax.structs import FeatureTable, make_comparisons
-from pal_jax.sweep import train_seeds
-from pal_jax.train import Experiment, variables_of
+from pal_jax.sweep import train_runs
+from pal_jax.train import Experiment
 
 STARTS = ('random', 'em')
 
@@ -90,8 +90,8 @@ class Pal(Method):
     if self.start == 'em':
       classes = Em(num_classes=model.num_prototypes).fit(task, key)
       start = functools.partial(_from_classes, model, classes, task)
-    (state,) = train_seeds([experiment], start=start)
-    variables = variables_of(state)
+    (selected,) = train_runs([experiment], start=start)
+    variables = selected.variables
     placed = adaptation.place(model, variables, task.table)
     prior, _ = learn_prior(
       model, variables, placed, task.dataset, config.adaptation

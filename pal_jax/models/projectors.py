@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from pal_jax.errors import InputError
+from pal_jax.numerics import is_known
 
 COMPUTE_DTYPES = ('float32', 'bfloat16')
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -73,6 +74,23 @@ class MaskedBatchNorm(nn.Module):
     return (x - mu) * jax.lax.rsqrt(sigma2 + self.epsilon) * scale + bias
 
 
+class Dropout(nn.Module):
+  """`nn.Dropout`, whose rate may be traced: in a sweep each run has its own.
+
+  It draws the same numbers, which depend on the name of the class.
+  """
+
+  rate: float  # in [0, 1)
+
+  @nn.compact
+  def __call__(self, x, deterministic: bool):
+    if deterministic or (is_known(self.rate) and self.rate == 0.0):
+      return x
+    keep = 1.0 - self.rate
+    mask = jax.random.bernoulli(self.make_rng('dropout'), keep, x.shape)
+    return jnp.where(mask, x / keep, 0.0)
+
+
 class Projector(nn.Module):
   """f: R^D -> R^P.
 
@@ -122,7 +140,7 @@ class Projector(nn.Module):
         x = x.astype(h.dtype)
         x = MaskedBatchNorm(axis_name=self.axis_name)(x, mask, not train)
       x = ACTIVATIONS[self.activation](x)
-      x = nn.Dropout(self.dropout, deterministic=not train)(x)
+      x = Dropout(self.dropout)(x, deterministic=not train)
     x = nn.Dense(self.width, use_bias=self.use_bias, dtype=dtype)(x)
     x = x.astype(h.dtype)
     return x + h if self.residual else x
