@@ -167,7 +167,8 @@ def joined(place: Place | None, multihost: bool, heartbeat_timeout: int):
     _initialize(place, heartbeat_timeout)
   except (ValueError, RuntimeError) as error:
     obituary.cancel()
-    raise InputError(f'{name} cannot join the others: {error}') from error
+    at = f' at {place.address}' if place else ''
+    raise InputError(f'{name} cannot join the others{at}: {error}') from error
   lost = (
     f'process {jax.process_index()} of {jax.process_count()} stopped: another '
     'process died or can no longer be reached, unless this one was killed '
