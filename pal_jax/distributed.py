@@ -8,6 +8,7 @@ outside of checkpoints, and `from_first` tells the others what came of it.
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -165,7 +166,7 @@ def joined(place: Place | None, multihost: bool, heartbeat_timeout: int):
   )
   try:
     _initialize(place, heartbeat_timeout)
-  except (ValueError, RuntimeError) as error:
+  except (ValueError, RuntimeError, OSError) as error:
     obituary.cancel()
     at = f' at {place.address}' if place else ''
     raise InputError(f'{name} cannot join the others{at}: {error}') from error
@@ -203,6 +204,9 @@ def _initialize(place: Place | None, heartbeat_timeout: int) -> None:
       'process_id': place.index,
       'cluster_detection_method': 'deactivate',
     }
+    if place.index == 0:
+      # JAX may crash where the port is taken.
+      socket.create_server(('', int(place.address.rpartition(':')[2]))).close()
   jax.distributed.initialize(
     **where,
     initialization_timeout=_START,
