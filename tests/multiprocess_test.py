@@ -25,7 +25,7 @@ from tests import parallel_test
 from tests.slow import SLOW
 
 ROOT = Path(__file__).resolve().parents[1]
-CASES = ('PAL-A convex', 'fewer comparisons than devices')
+FEWER = 'fewer comparisons than devices'
 HEARTBEAT = 10  # seconds
 
 
@@ -86,8 +86,8 @@ class Processes:
 # One computation.
 
 
-def train_all(path: str, *flags: str) -> None:
-  """The script: every case in both modes on the devices of all processes."""
+def train_both(path: str, case: str, *flags: str) -> None:
+  """The script: a case in both modes on the devices of all processes."""
   import jax
 
   given = dict(flag[2:].split('=') for flag in flags)
@@ -99,40 +99,35 @@ def train_all(path: str, *flags: str) -> None:
   )
   with distributed.joined(place, False, HEARTBEAT):
     results = {
-      f'{case} {mode}': parallel_test.train(case, mode, jax.device_count())
-      for case in CASES
+      mode: parallel_test.train(case, mode, jax.device_count())
       for mode in ('jit', 'pmap')
     }
   Path(f'{path}.{place.index}').write_text(json.dumps(results))
 
 
-@pytest.fixture(scope='module')
-def alone():
-  return {case: parallel_test.train(case, 'jit', 1) for case in CASES}
-
-
 @pytest.mark.parametrize(
-  ('number', 'devices'),
+  ('number', 'devices', 'case'),
   [
-    (2, 4),
-    (4, 2),
-    pytest.param(2, 1, marks=SLOW),
-    pytest.param(4, 1, marks=SLOW),
+    (4, 2, 'PAL-A convex'),
+    pytest.param(2, 4, 'PAL-A convex', marks=SLOW),
+    pytest.param(2, 1, 'PAL-B', marks=SLOW),
+    pytest.param(2, 4, 'batch norm', marks=SLOW),
+    pytest.param(4, 1, 'user-level mixture', marks=SLOW),
+    pytest.param(4, 2, FEWER, marks=SLOW),
   ],
 )
-def test_many_processes_equal_one_device(alone, tmp_path, number, devices):
+def test_many_processes_equal_one_device(tmp_path, number, devices, case):
   path = tmp_path / 'results'
-  command = [sys.executable, __file__, str(path)]
+  command = [sys.executable, __file__, str(path), case]
   run = Processes(command, number, tmp_path / 'logs', devices)
+  one = parallel_test.train(case, 'jit', 1)
   assert run.wait() == [0] * number, run.printed()
   for i in range(number):
     found = json.loads(Path(f'{path}.{i}').read_text())
-    for name, many in found.items():
-      case, _, mode = name.rpartition(' ')
-      one = alone[case]
-      # What pmap returns, each process has for itself.
-      replicas = devices if mode == 'pmap' else number * devices
-      assert many['devices'] == [replicas], name
+    # What pmap returns, each process has for itself.
+    assert found['jit']['devices'] == [number * devices]
+    assert found['pmap']['devices'] == [devices]
+    for many in found.values():
       assert many['traces'] == 1
       for key in ('metrics', 'state'):
         np.testing.assert_allclose(many[key], one[key], rtol=1e-5, atol=1e-5)
@@ -175,14 +170,14 @@ def rows(workdir: Path) -> list[dict]:
 
 @pytest.fixture(scope='module')
 def story(tmp_path_factory):
-  """Two processes, one of which gets SIGTERM; four, of which one is killed;
-  two again, to the end. All in one workdir."""
+  """One workdir: two processes, of which one gets SIGTERM; two, of which one
+  is killed; one on two devices, to the end."""
   folder = tmp_path_factory.mktemp('story')
   workdir = folder / 'run'
   chapters = {}
 
-  def tell(name, number, act, step=0):
-    run = Processes(command(workdir), number, folder / name)
+  def tell(name, number, act, step=0, devices=1):
+    run = Processes(command(workdir), number, folder / name, devices)
     if step:
       reach(run, workdir, step)
     act(run)
@@ -191,8 +186,8 @@ def story(tmp_path_factory):
     chapters[name] = statuses, run.printed(), time.monotonic() - begin
 
   tell('term', 2, lambda run: run.processes[1].terminate(), 60)
-  tell('kill', 4, lambda run: run.processes[2].kill(), 160)
-  tell('end', 2, lambda run: None)
+  tell('kill', 2, lambda run: run.processes[1].kill(), 160)
+  tell('end', 1, lambda run: None, devices=2)
   return workdir, chapters
 
 
@@ -205,14 +200,32 @@ def test_sigterm_to_one_stops_all_at_the_same_step(story):
   assert f'resuming from step {steps[0][1]} of 400' in story[1]['kill'][1][0]
 
 
+def check_death(statuses, printed, seconds, killed: int) -> None:
+  for i, (status, text) in enumerate(zip(statuses, printed, strict=True)):
+    if i == killed:
+      assert status == -signal.SIGKILL
+      continue
+    assert status in (EXIT_CODE, -signal.SIGABRT), text
+    name = f'process {i} of {len(statuses)}'
+    assert f'{name} stopped: another process died' in text
+  assert seconds < HEARTBEAT + 20
+
+
 def test_a_process_that_dies_stops_the_others_with_a_message(story):
-  statuses, printed, seconds = story[1]['kill']
-  assert statuses[2] == -signal.SIGKILL
-  for i in (0, 1, 3):
-    assert statuses[i] not in (0, -signal.SIGKILL)
-    assert f'process {i} of 4 stopped: another process died' in printed[i]
-  # Once that it counts as dead, and once that processes wait at their end.
-  assert seconds < 2 * HEARTBEAT + 20
+  check_death(*story[1]['kill'], killed=1)
+
+
+@SLOW
+@pytest.mark.parametrize('killed', [0, 3])
+def test_any_of_four_stops_the_others(tmp_path, killed):
+  """The first is also where the others meet."""
+  workdir = tmp_path / 'run'
+  run = Processes(command(workdir), 4, tmp_path / 'logs')
+  reach(run, workdir, 60)
+  run.processes[killed].kill()
+  begin = time.monotonic()
+  statuses = run.wait()
+  check_death(statuses, run.printed(), time.monotonic() - begin, killed)
 
 
 def test_another_number_of_processes_goes_on_to_the_same_end(
@@ -220,7 +233,7 @@ def test_another_number_of_processes_goes_on_to_the_same_end(
 ):
   workdir, chapters = story
   statuses, printed, _ = chapters['end']
-  assert statuses == [0, 0], printed
+  assert statuses == [0], printed
   step = int(re.search(r'resuming from step (\d+) of 400', printed[0])[1])
   assert 100 <= step < 400 and step % 50 == 0
   alone = tmp_path_factory.mktemp('alone') / 'run'
@@ -236,10 +249,22 @@ def test_another_number_of_processes_goes_on_to_the_same_end(
       assert row[name] == pytest.approx(other[name], abs=1e-5), (row, name)
 
 
-def test_only_the_first_process_prints_results(story):
-  first, second = story[1]['end'][1]
+def test_only_the_first_process_prints(story):
+  first, second = story[1]['term'][1]
+  assert 'train:' in first and 'train:' not in second
+  first, second = story[1]['kill'][1]
+  assert 'resuming' in first and 'resuming' not in second
+
+
+@SLOW
+def test_two_processes_run_to_the_results(tmp_path):
+  workdir = tmp_path / 'run'
+  run = Processes(command(workdir), 2, tmp_path / 'logs')
+  assert run.wait() == [0, 0], run.printed()
+  first, second = run.printed()
   assert '"unseen"' in first and 'report: ' in first
-  assert 'unseen' not in second and 'resuming' not in second
+  assert 'unseen' not in second
+  assert (workdir / 'results.json').exists()
 
 
 # What cannot work is said at once.
@@ -329,4 +354,4 @@ def test_alone_there_is_nobody_to_ask():
 
 
 if __name__ == '__main__':
-  train_all(*sys.argv[1:])
+  train_both(*sys.argv[1:])
