@@ -64,6 +64,7 @@ class Checkpointer:
   def __init__(self, folder: str | Path, say=print):
     self._folder = Path(folder).absolute()
     self._say = say
+    from_first(lambda: self._folder.mkdir(parents=True, exist_ok=True))
     self._writer = None  # of all processes together; `save` opens it
 
   def _open(self, **multiprocessing):
@@ -94,11 +95,7 @@ class Checkpointer:
     )
 
   def _open_writer(self):
-    def prepare():
-      self._folder.mkdir(parents=True, exist_ok=True)
-      self._set_aside_bad_scores()
-
-    from_first(prepare)
+    from_first(self._set_aside_bad_scores)
     # Processes that are named wait for each other on the host. By default a
     # sum over devices does that, and would get between those of the steps.
     return self._open(
@@ -186,8 +183,6 @@ class Checkpointer:
 
   def steps(self) -> list[int]:
     """Steps that have a checkpoint, oldest first."""
-    if not self._folder.exists():
-      return []
     self._set_aside_bad_scores()
     with self._reading() as reader:
       return sorted(reader.all_steps())
