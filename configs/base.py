@@ -377,7 +377,7 @@ def get_config() -> ConfigDict:
   """The base of every experiment."""
   config = ConfigDict()
   config.seed = 0  # of initialisation, batches and resamples
-  config.parallel = 'jit'  # 'jit' on a mesh of the local devices, or 'pmap'
+  config.parallel = 'jit'  # 'jit' on a mesh of all devices, or 'pmap'
   config.data = persona_data()
   config.features = features()
   config.model = model()

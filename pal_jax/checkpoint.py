@@ -4,11 +4,17 @@ Saves are asynchronous and atomic. Every save carries a checksum of its
 arrays, because a damaged array file can restore without an error; a checkpoint
 that does not restore exactly is set aside, not deleted, and the one before it
 is used.
+
+With several processes, which share the folder, all save and restore together:
+orbax waits for all of them before a checkpoint counts. Arrays are whole in each
+of them, so the first one writes them, and no number of devices or processes
+stands in a checkpoint. It also chooses the checkpoint that is restored.
 """
 
 import contextlib
 import json
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -16,6 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from pal_jax.distributed import from_first, is_first
 from pal_jax.errors import InputError
 from pal_jax.train_step import TrainState
 
@@ -57,19 +64,10 @@ class Checkpointer:
   def __init__(self, folder: str | Path, say=print):
     self._folder = Path(folder).absolute()
     self._say = say
-    self._manager = self._open()
+    from_first(lambda: self._folder.mkdir(parents=True, exist_ok=True))
+    self._writer = None  # of all processes together; `save` opens it
 
-  def _open(self):
-    # Orbax reads every score when it opens, and one that is damaged would
-    # stop it there.
-    for path in sorted(self._folder.glob('[0-9]*')):
-      if not path.name.isdigit():
-        continue  # unfinished, orbax passes over it
-      try:
-        metrics = json.loads((path / 'metrics' / 'metrics').read_text())
-        float(metrics[BEST_METRIC])
-      except Exception as error:  # in whatever way it is damaged
-        self._move_aside(path, error)
+  def _open(self, **multiprocessing):
     policy = checkpoint_managers.AnyPreservationPolicy(
       [
         checkpoint_managers.LatestN(2),
@@ -83,14 +81,53 @@ class Checkpointer:
     return ocp.CheckpointManager(
       self._folder,
       options=ocp.CheckpointManagerOptions(
+        create=False,
         preservation_policy=policy,
         # Only with a best_fn are metrics written beside the arrays, and
         # without them the best is forgotten on resuming.
         best_fn=_validation_nll,
         best_mode='min',
         enable_async_checkpointing=True,
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+          **multiprocessing
+        ),
       ),
     )
+
+  def _open_writer(self):
+    from_first(self._set_aside_bad_scores)
+    # Processes that are named wait for each other on the host. By default a
+    # sum over devices does that, and would get between those of the steps.
+    return self._open(
+      active_processes=set(range(jax.process_count())),
+      barrier_sync_key_prefix='all',
+    )
+
+  @contextlib.contextmanager
+  def _reading(self):
+    """A manager that waits for no other process and changes nothing."""
+    here = jax.process_index()
+    reader = self._open(
+      primary_host=here,
+      active_processes={here},
+      barrier_sync_key_prefix=f'process_{here}',
+    )
+    try:
+      yield reader
+    finally:
+      reader.close()
+
+  def _set_aside_bad_scores(self) -> None:
+    # Orbax reads every score when it opens, and one that is damaged would
+    # stop it there.
+    for path in sorted(self._folder.glob('[0-9]*')):
+      if not path.name.isdigit():
+        continue  # unfinished, orbax passes over it
+      try:
+        metrics = json.loads((path / 'metrics' / 'metrics').read_text())
+        float(metrics[BEST_METRIC])
+      except Exception as error:  # in whatever way it is damaged
+        self._move_aside(path, error)
 
   def save(
     self,
@@ -122,7 +159,8 @@ class Checkpointer:
       'window': window,
     }
     with self._writing():
-      self._manager.save(
+      self._writer = self._writer or self._open_writer()
+      self._writer.save(
         step,
         args=ocp.args.Composite(
           **{name: ocp.args.StandardSave(tree) for name, tree in items.items()},
@@ -145,7 +183,9 @@ class Checkpointer:
 
   def steps(self) -> list[int]:
     """Steps that have a checkpoint, oldest first."""
-    return sorted(self._manager.all_steps())
+    self._set_aside_bad_scores()
+    with self._reading() as reader:
+      return sorted(reader.all_steps())
 
   def restore_latest(self, like: TrainState) -> TrainState | None:
     """The newest checkpoint that is intact, or None.
@@ -155,11 +195,7 @@ class Checkpointer:
     Args:
       like: a state of the right shapes and dtypes.
     """
-    for step in reversed(self.steps()):
-      state = self._try(step, like)
-      if state is not None:
-        return state
-    return None
+    return self._restore(lambda: self.steps()[::-1], like)
 
   def restore_best(self, like: TrainState) -> TrainState:
     """The checkpoint with the lowest validation NLL, of those that have one.
@@ -167,52 +203,88 @@ class Checkpointer:
     Raises:
       InputError: if no checkpoint is intact.
     """
+    state = self._restore(self._best_first, like)
+    if state is None:
+      raise InputError(
+        f'{self._folder}: holds no intact checkpoint; train again in a new '
+        'workdir'
+      )
+    return state
+
+  def _best_first(self) -> list[int]:
     scores = {}
-    for step in self.steps():
-      try:
-        metrics = self._manager.metrics(step)
-      except Exception:  # damaged in any way: `_try` will say so
-        metrics = None
-      if metrics and metrics.get(BEST_METRIC) == float('inf'):
-        continue  # it was not measured
-      scores[step] = (metrics or {}).get(BEST_METRIC, float('inf'))
-    for step in sorted(scores, key=lambda s: (scores[s], s)):
-      state = self._try(step, like)
-      if state is not None:
-        return state
-    raise InputError(
-      f'{self._folder}: holds no intact checkpoint; train again in a new '
-      'workdir'
-    )
+    steps = self.steps()
+    with self._reading() as reader:
+      for step in steps:
+        try:
+          metrics = reader.metrics(step)
+        except Exception:  # damaged in any way: `_read` will say so
+          metrics = None
+        if metrics and metrics.get(BEST_METRIC) == float('inf'):
+          continue  # it was not measured
+        scores[step] = (metrics or {}).get(BEST_METRIC, float('inf'))
+    return sorted(scores, key=lambda s: (scores[s], s))
+
+  def _restore(
+    self, candidates: Callable[[], list[int]], like: TrainState
+  ) -> TrainState | None:
+    """The first candidate that the first process finds intact."""
+    # It knows what it wrote, and would miss what is set aside.
+    self.close()
+    found = {}
+
+    def choose():
+      for step in candidates():
+        try:
+          found[step] = self._read(step, like)
+          return step
+        except Exception as error:  # whatever orbax, tensorstore, json raise
+          self._move_aside(self._folder / str(step), error)
+      return None
+
+    step = from_first(choose)
+    if step is None or is_first():
+      return found.get(step)
+    try:
+      return self._read(step, like)
+    except Exception as error:
+      reason = ' '.join(str(error).split())[:300]
+      raise InputError(
+        f'{self._folder}: the first process reads the checkpoint of step '
+        f'{step}, but process {jax.process_index()} does not ({reason}): '
+        '--workdir must be on a file system that all processes share'
+      ) from error
 
   def read_prior(self, step: int) -> tuple[dict | None, dict]:
     """The prior's arrays and summary that were saved at a step.
 
     Read it after `restore_best` or `restore_latest` found the step intact.
     """
-    loaded = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        prior=ocp.args.StandardRestore(), check=ocp.args.JsonRestore()
-      ),
-    )
+    with self._reading() as reader:
+      loaded = reader.restore(
+        step,
+        args=ocp.args.Composite(
+          prior=ocp.args.StandardRestore(), check=ocp.args.JsonRestore()
+        ),
+      )
     prior = jax.tree.map(np.asarray, dict(loaded['prior']))
     return None if 'none' in prior else prior, loaded['check']['summary']
 
   def read_window(self, step: int) -> list | None:
     """What `save` was given as the window of a step."""
-    loaded = self._manager.restore(
-      step, args=ocp.args.Composite(check=ocp.args.JsonRestore())
-    )
+    with self._reading() as reader:
+      loaded = reader.restore(
+        step, args=ocp.args.Composite(check=ocp.args.JsonRestore())
+      )
     return loaded['check'].get('window')
 
-  def _try(self, step: int, like: TrainState) -> TrainState | None:
+  def _read(self, step: int, like: TrainState) -> TrainState:
     items = _split(like)
-    try:
-      abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype), items
-      )
-      loaded = self._manager.restore(
+    abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(np.shape(x), np.asarray(x).dtype), items
+    )
+    with self._reading() as reader:
+      loaded = reader.restore(
         step,
         args=ocp.args.Composite(
           **{k: ocp.args.StandardRestore(v) for k, v in abstract.items()},
@@ -220,23 +292,15 @@ class Checkpointer:
           check=ocp.args.JsonRestore(),
         ),
       )
-      found = {name: loaded[name] for name in (*items, 'prior')}
-      if _checksum(found) != loaded['check']['crc32']:
-        raise ValueError('its arrays differ from those that were saved')
-    except Exception as error:  # whatever orbax, tensorstore or json raise
-      self._set_aside(step, error)
-      return None
+    found = {name: loaded[name] for name in (*items, 'prior')}
+    if _checksum(found) != loaded['check']['crc32']:
+      raise ValueError('its arrays differ from those that were saved')
     return TrainState(
       step=found['extra']['step'],
       params=found['params'],
       model_state=found['extra']['model_state'],
       opt_state=found['opt_state'],
     )
-
-  def _set_aside(self, step: int, error: Exception) -> None:
-    self._manager.close()
-    self._move_aside(self._folder / str(step), error)
-    self._manager = self._open()
 
   def _move_aside(self, path: Path, error: Exception) -> None:
     reason = str(error).strip().splitlines() or [type(error).__name__]
@@ -255,9 +319,12 @@ class Checkpointer:
 
   def wait(self) -> None:
     """Until every save is on disk. Raises InputError if one is not."""
-    with self._writing():
-      self._manager.wait_until_finished()
+    if self._writer:
+      with self._writing():
+        self._writer.wait_until_finished()
 
   def close(self) -> None:
     self.wait()
-    self._manager.close()
+    if self._writer:
+      self._writer.close()
+      self._writer = None

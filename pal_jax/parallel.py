@@ -1,20 +1,24 @@
 """Devices: one pure step, compiled by jit on a mesh or by pmap.
 
-The only file that knows devices. Each has its share of a batch's comparisons,
-padded to equal numbers, which masks make harmless, and the distinct texts of
-that share.
+The only file that knows devices: those of all processes, where there are
+several. Each has its share of a batch's comparisons, padded to equal numbers,
+which masks make harmless, and the distinct texts of that share. State and
+table are whole on every device. All processes draw a batch's ids, which are
+few bytes and have to agree on the room; each places, and gathers the features
+of, the share of its own devices alone.
 """
 
 import functools
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pal_jax.errors import InputError
 from pal_jax.shared_rows import Room, merge_shards, share_shards
-from pal_jax.structs import Comparisons
+from pal_jax.structs import Batch, Comparisons
 
 MODES = ('jit', 'pmap')
 AXIS = 'batch'
@@ -34,19 +38,43 @@ def axis_name(mode: str) -> str | None:
 
 
 def num_devices() -> int:
-  """Of those that a batch is split over."""
-  return jax.local_device_count()
+  """Of those that a batch is split over, in all processes."""
+  return jax.device_count()
+
+
+def _all_devices() -> list:
+  """Those of a process side by side, so that its share is one piece."""
+  return sorted(jax.devices(), key=lambda d: (d.process_index, d.id))
 
 
 def make_mesh(devices=None) -> Mesh:
-  """A one-dimensional mesh of the local devices."""
-  devices = jax.local_devices() if devices is None else devices
-  return jax.make_mesh(
-    (len(devices),),
+  """A one-dimensional mesh, of the devices of all processes by default."""
+  devices = _all_devices() if devices is None else devices
+  return Mesh(
+    np.array(devices),
     (AXIS,),
-    # The default, Explicit, breaks linen's Embed and Dropout.
+    # With Explicit axes linen's Embed and Dropout break.
     axis_types=(jax.sharding.AxisType.Auto,),
-    devices=devices,
+  )
+
+
+def _share_of(batch: Batch, devices) -> Batch:
+  """The rows of this process's devices, of arrays split over all of them."""
+  here = jax.process_index()
+  mine = [i for i, device in enumerate(devices) if device.process_index == here]
+
+  def part(x):
+    rows = len(x) // len(devices)
+    return x[mine[0] * rows : (mine[-1] + 1) * rows]
+
+  return jax.tree.map(part, batch)
+
+
+def _put(tree, sharding: NamedSharding):
+  """This process's part of arrays, numpy, as arrays of all processes."""
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)),
+    tree,
   )
 
 
@@ -59,12 +87,14 @@ def jit_step(step: Callable, mesh: Mesh, room: Room | None = None) -> Callable:
     in_shardings=(whole, split, whole, whole),
     out_shardings=(whole, whole),
   )
-  size = mesh.devices.size
+  devices = mesh.devices.tolist()
 
   @functools.wraps(compiled)
   def run(state, batch: Comparisons, table, key):
-    (shared,) = share_shards([batch], size, room)
-    return compiled(state, merge_shards(shared), table, key)
+    (shared,) = share_shards([batch], len(devices), room)
+    # Ids tell the rows of all shards apart, hence first merged, then shared.
+    mine = _share_of(merge_shards(shared), devices)
+    return compiled(state, _put(mine, split), table, key)
 
   return run
 
@@ -73,7 +103,7 @@ def pmap_step(
   step: Callable, devices=None, room: Room | None = None
 ) -> Callable:
   """The same by pmap: replicated state in and out, the batch split."""
-  devices = jax.local_devices() if devices is None else devices
+  devices = _all_devices() if devices is None else devices
   compiled = jax.pmap(
     step,
     axis_name=AXIS,
@@ -81,11 +111,10 @@ def pmap_step(
     out_axes=(None, None),
     devices=devices,
   )
-  size = len(devices)
 
   def run(state, batch: Comparisons, table, key):
-    (shared,) = share_shards([batch], size, room)
-    return compiled(state, shared, table, key)
+    (shared,) = share_shards([batch], len(devices), room)
+    return compiled(state, _share_of(shared, devices), table, key)
 
   return run
 
@@ -93,12 +122,12 @@ def pmap_step(
 def compile_step(
   step: Callable, mode: str, devices=None, room: Room | None = None
 ) -> Callable:
-  """`jit_step` on a mesh of the local devices, or `pmap_step`.
+  """`jit_step` on a mesh of the devices, or `pmap_step`.
 
   Args:
     step: `train_step.bind(...)`.
     mode: of `MODES`.
-    devices: the local ones by default.
+    devices: those of all processes by default.
     room: for the distinct texts of a device's share, of `measure_room`; by
       default all that it can have.
 
@@ -115,7 +144,7 @@ def map_users(function: Callable, devices=None) -> tuple[Callable, int]:
   """function(common, users) with the users split over the local devices.
 
   Users do not meet, so each device runs the whole function on its own; there
-  is nothing to combine.
+  is nothing to combine, nor for other processes to do.
 
   Args:
     function: of `common`, which every device gets, and `users`, arrays whose
@@ -125,7 +154,7 @@ def map_users(function: Callable, devices=None) -> tuple[Callable, int]:
   Returns:
     The compiled function, and the number that must divide the users.
   """
-  mesh = make_mesh(devices)
+  mesh = make_mesh(jax.local_devices() if devices is None else devices)
   mapped = jax.shard_map(
     function,
     mesh=mesh,
@@ -139,14 +168,45 @@ def map_users(function: Callable, devices=None) -> tuple[Callable, int]:
 
 
 def place(tree, mode: str, devices=None):
-  """Puts arrays on the device(s) where the compiled step expects them.
+  """Puts arrays, whole, on the device(s) where the compiled step expects them.
 
-  State that enters off the mesh would cost a second compilation.
+  State that enters off the mesh would cost a second compilation. Every process
+  must give the same.
   """
   check_mode(mode)
-  return jax.device_put(
-    tree, NamedSharding(make_mesh(devices), PartitionSpec())
-  )
+  return _put(tree, NamedSharding(make_mesh(devices), PartitionSpec()))
+
+
+def localize(tree):
+  """What `place` put everywhere, as arrays of one device of this process.
+
+  What is then computed concerns no other process.
+  """
+  return jax.tree.map(lambda x: x.addressable_data(0), tree)
+
+
+class Vote:
+  """Whether any process asks for something, to all of them alike.
+
+  With several processes the answer is that of the call before: by then it is
+  there, and nobody waits. Every process must call it at the same steps.
+  """
+
+  def __init__(self):
+    mesh = make_mesh()
+    self._split = NamedSharding(mesh, PartitionSpec(AXIS))
+    self._any = jax.jit(
+      jnp.any, out_shardings=NamedSharding(mesh, PartitionSpec())
+    )
+    self._before = False
+
+  def __call__(self, asked: bool) -> bool:
+    if jax.process_count() == 1:
+      return asked
+    before = bool(self._before)
+    mine = np.full(jax.local_device_count(), asked)
+    self._before = self._any(_put(mine, self._split))
+    return before
 
 
 def fetch(tree):

@@ -1,4 +1,8 @@
-"""train_and_evaluate(config, workdir): the one loop."""
+"""train_and_evaluate(config, workdir): the one loop.
+
+With several processes (`distributed`) all of them run it; the first one alone
+writes files, prints and evaluates.
+"""
 
 import contextlib
 import dataclasses
@@ -17,6 +21,7 @@ from pal_jax import train_step as steps
 from pal_jax.adaptation import Prior, check_method, place, score
 from pal_jax.checkpoint import Checkpointer
 from pal_jax.data.batching import Batcher, weight_by_user
+from pal_jax.distributed import from_first, is_first
 from pal_jax.errors import InputError
 from pal_jax.evaluate import (
   evaluate,
@@ -272,8 +277,11 @@ def train(
 
   Order of operations, for each step: batch, step, read the metrics of the
   step before (one late, so that the device is never idle), and when due:
-  log, validate, save. When SIGTERM came: save, with the sums since the last
-  log, and stop.
+  log, validate, save. When SIGTERM came, to whichever process: save, with the
+  sums since the last log, and stop.
+
+  Several processes take the same steps and learn the same from them, down to
+  validation, which each computes for itself.
 
   Returns:
     The selected state, the population learned with it, and the timing of this
@@ -305,8 +313,11 @@ def train(
     config.parallel,
     room=measure_room([batcher], parallel.num_devices()),
   )
-  writer = MetricsWriter(workdir / 'metrics.jsonl', start)
-  bar = Progress(last, start, progress)
+  writer = (
+    MetricsWriter(workdir / 'metrics.jsonl', start) if is_first() else None
+  )
+  bar = Progress(last, start, progress and is_first())
+  vote = parallel.Vote()
   window = _Window(
     None if restored is None else checkpointer.read_window(start)
   )
@@ -320,8 +331,9 @@ def train(
         window.add(*pending)
       pending = (step + 1, metrics)
       bar.advance()
+      stops = vote(preemption.requested)
       if not due(step + 1, train_config.log_every, last):
-        if preemption.requested:
+        if stops:
           window.add(*pending)
           # Never the best: it is not one that an undisturbed run would have.
           checkpointer.save(state, float('inf'), window=window.dump())
@@ -339,24 +351,26 @@ def train(
       )
       saves = due(step + 1, train_config.checkpoint_every, last)
       if saves:
-        validation = validate(experiment, variables_of(state))
+        variables = parallel.localize(variables_of(state))
+        validation = validate(experiment, variables)
         # The loss of a step is that before its update.
         _check_finite('validation loss', validation['nll'], step + 1)
         summary |= {f'validation_{k}': v for k, v in validation.items()}
       # Before saving: a kill in between redoes the step and drops the line,
       # the other way round the line would be lost.
-      writer.write(
-        step + 1,
-        **summary,
-        comparisons_per_second=count / max(seconds, 1e-9),
-      )
+      if writer:
+        writer.write(
+          step + 1,
+          **summary,
+          comparisons_per_second=count / max(seconds, 1e-9),
+        )
       if saves:
-        learned = population(experiment, variables_of(state))
+        learned = population(experiment, variables)
         checkpointer.save(
           state, validation['nll'], vars(learned[0]), learned[1]
         )
       window.restart()
-      if preemption.requested:
+      if stops:
         if not saves:
           checkpointer.save(state, float('inf'))
         _stop(checkpointer, step + 1)
@@ -467,53 +481,81 @@ def train_and_evaluate(
 
 
 def _train_and_evaluate(config, workdir, preemption, progress, say) -> dict:
+  if not is_first():
+    say = _say_nothing
   path = workdir / RESULTS_FILE
+
+  def finished():
+    return path.exists()
+
+  def prepare():
+    with _writing(workdir):
+      if prepare_workdir(config, workdir):
+        say(f'{workdir} is finished; these are its results')
+        return json.loads(path.read_text(encoding='utf-8'))
+      _sweep_up(workdir)
+      save_splits(experiment.dataset, workdir)
+      return None
+
   # Data, features and model come first: bad input leaves no workdir behind.
-  if not path.exists():
+  if not from_first(finished):
     experiment = create_experiment(config)
     check_training(experiment)
-  with _writing(workdir):
-    if prepare_workdir(config, workdir):
-      say(f'{workdir} is finished; these are its results')
-      return json.loads(path.read_text(encoding='utf-8'))
-    _sweep_up(workdir)
-    save_splits(experiment.dataset, workdir)
-    with preemption.held():
-      state, learned, timing = train(
-        experiment,
-        workdir,
-        progress=progress,
-        say=say,
-        preemption=preemption,
-      )
-    say('adapting to unseen users and evaluating')
-    variables = variables_of(parallel.fetch(state))
-    results, arrays = evaluate(
+  results = from_first(prepare)
+  if results is not None:
+    return results
+  with _writing(workdir), preemption.held():
+    state, learned, timing = train(
+      experiment,
+      workdir,
+      progress=progress,
+      say=say,
+      preemption=preemption,
+    )
+  variables = variables_of(parallel.fetch(state))
+
+  def finish():
+    with _writing(workdir):
+      say('adapting to unseen users and evaluating')
+      return _finish(experiment, workdir, variables, learned, timing)
+
+  return from_first(finish)
+
+
+def _say_nothing(line: str) -> None:
+  del line
+
+
+def _finish(experiment: Experiment, workdir, variables, learned, timing):
+  """Evaluates what was trained, and writes everything that is kept of it."""
+  config = experiment.config
+  results, arrays = evaluate(
+    experiment.model,
+    variables,
+    experiment.table,
+    experiment.dataset,
+    config,
+    learned,
+  )
+  results['train'] = {'steps': config.train.num_steps}
+  # Apart: results are the same whatever machine, or how many, they took.
+  write_json(workdir / TIMING_FILE, timing)
+  with (workdir / 'analysis.npz').open('wb') as file:
+    np.savez(file, **arrays)
+  report.write_report(workdir, results, timing)
+  save_model(
+    from_training(
+      config,
+      experiment.dataset,
+      experiment.table,
       experiment.model,
       variables,
-      experiment.table,
-      experiment.dataset,
-      config,
-      learned,
-    )
-    results['train'] = {'steps': config.train.num_steps}
-    # Apart: results are the same whatever machine, or how many, they took.
-    write_json(workdir / TIMING_FILE, timing)
-    with (workdir / 'analysis.npz').open('wb') as file:
-      np.savez(file, **arrays)
-    report.write_report(workdir, results, timing)
-    save_model(
-      from_training(
-        config,
-        experiment.dataset,
-        experiment.table,
-        experiment.model,
-        variables,
-        learned[0],
-        {part: results[part] for part in ('seen', 'unseen')},
-      ),
-      workdir / MODEL_FOLDER,
-    )
-    # Last, because its presence means that the run is finished.
-    write_json(path, results)
-    return json.loads(path.read_text(encoding='utf-8'))
+      learned[0],
+      {part: results[part] for part in ('seen', 'unseen')},
+    ),
+    workdir / MODEL_FOLDER,
+  )
+  # Last, because its presence means that the run is finished.
+  path = workdir / RESULTS_FILE
+  write_json(path, results)
+  return json.loads(path.read_text(encoding='utf-8'))

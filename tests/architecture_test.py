@@ -15,6 +15,7 @@ ORDER = (
   'structs',
   'errors',
   'preemption',
+  'distributed',
   'optional',
   'user_cache',
   'numerics',
@@ -196,6 +197,7 @@ def test_the_library_does_not_import_configs():
     ('absl', {'pal_jax.main', 'pal_jax.cli', *COMMANDS}),
     ('jax.sharding', {'pal_jax.parallel'}),
     ('jax.experimental', set()),
+    ('jax._src', {'pal_jax.distributed'}),
     ('time', {'pal_jax.train', 'pal_jax.sweep', 'pal_jax.benchmark.cell'}),
   ],
 )

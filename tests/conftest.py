@@ -10,6 +10,7 @@ import pytest
 LONG = (
   'notebook_test.py',
   'preemption_test.py',
+  'multiprocess_test.py',
   'train_test.py',
   'end_to_end_test.py',
   'tiny_test.py',
