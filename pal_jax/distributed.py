@@ -136,9 +136,9 @@ class _Obituary:
 def joined(place: Place | None, multihost: bool, heartbeat_timeout: int):
   """Within it this process is one of several, if it is.
 
-  If another one dies, this process ends: at once with status 75 where a sum
-  over devices fails, otherwise after the timeout, aborted by JAX; both with a
-  message.
+  If another one dies, this process ends with a message: after the timeout at
+  the latest, aborted by JAX (status 134), or with status 75 where a sum over
+  devices fails before.
 
   Args:
     place: of this process; None for one that is alone, or to let JAX find it.
