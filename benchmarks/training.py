@@ -337,6 +337,8 @@ def render(rows, few, floors, machine, made_by) -> str:
 
 
 def main() -> None:
+  # Every seed compiles, as the first run of a machine does.
+  jax.config.update('jax_enable_compilation_cache', False)
   out = Path(_OUT.value)
   out.parent.mkdir(parents=True, exist_ok=True)
   target, seeds, longest = _TARGET.value, _SEEDS.value, _LONGEST.value
