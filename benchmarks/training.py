@@ -276,7 +276,7 @@ def draw(curves, path: Path, target: float) -> None:
     xlabel='seconds of training, compilation included',
     ylabel='validation accuracy of seen users',
   )
-  axes.legend(fontsize=7, loc='lower right')
+  axes.legend(fontsize=7, loc='upper left')
   figure.savefig(path, dpi=150)
 
 
