@@ -130,17 +130,17 @@ class Projector(nn.Module):
       )
     if mask is None:
       mask = jnp.ones(h.shape[:-1], bool)
-    # None is that of the input: also float64, where tests want it.
+    # None is that of input and parameters: also float64, where tests want it.
     low = self.compute_dtype != 'float32'
     dtype = jnp.dtype(self.compute_dtype) if low else None
     x = h
     for _ in range(hidden):
       x = nn.Dense(self.width, use_bias=self.use_bias, dtype=dtype)(x)
       if self.batch_norm:
-        x = x.astype(h.dtype)
+        x = x.astype(h.dtype) if low else x
         x = MaskedBatchNorm(axis_name=self.axis_name)(x, mask, not train)
       x = ACTIVATIONS[self.activation](x)
       x = Dropout(self.dropout)(x, deterministic=not train)
     x = nn.Dense(self.width, use_bias=self.use_bias, dtype=dtype)(x)
-    x = x.astype(h.dtype)
+    x = x.astype(h.dtype) if low else x
     return x + h if self.residual else x
