@@ -25,7 +25,6 @@ three after a warm-up.
 
 import json
 import os
-import platform
 import re
 import resource
 import subprocess
@@ -40,6 +39,7 @@ import numpy as np
 import optax
 from absl import flags
 
+from benchmarks.timing import best_of, describe_devices
 from pal_jax import adaptation, cli, parallel
 from pal_jax.adaptation import reference
 from pal_jax.adaptation.stream import Support, adapt_stream, compile_stream
@@ -146,16 +146,6 @@ class Problem:
     guess = np.einsum('unk,uk->un', delta, np.exp(log_weights))
     truth = np.einsum('unk,uk->un', delta, weights[: len(log_weights)])
     return float(np.mean((guess > 0) == (truth > 0)))
-
-
-def best_of(run, repeats: int = 3) -> float:
-  jax.block_until_ready(run())
-  times = []
-  for _ in range(repeats):
-    begin = time.perf_counter()
-    jax.block_until_ready(run())
-    times.append(time.perf_counter() - begin)
-  return min(times)
 
 
 def bytes_of(compiled) -> int:
@@ -473,7 +463,7 @@ def render(rows: list[dict], command: str) -> str:
   lines = [
     '# Adaptation: users per second',
     '',
-    f'{_machine()}; jax {jax.__version__}.',
+    f'{describe_devices()}; jax {jax.__version__}.',
     '',
     '| ' + ' | '.join(name for name, _ in columns) + ' |',
     '|' + '---|' * len(columns),
@@ -490,14 +480,6 @@ def render(rows: list[dict], command: str) -> str:
     if name != 'solver'
   ]
   return '\n'.join(lines) + f'\n\nMade by `{command}`.\n'
-
-
-def _machine() -> str:
-  device = jax.devices()[0]
-  kind = platform.processor() or platform.machine()
-  if device.platform != 'cpu':
-    kind = device.device_kind
-  return f'{len(jax.devices())} {device.platform} devices ({kind})'
 
 
 KEYS = (

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.timing import best_of
 from configs import persona
 from pal_jax import models, optimizer, parallel
 from pal_jax import train_step as steps
@@ -48,17 +49,6 @@ class Floor:
   flops_fraction: float  # of the measured rate
 
 
-def best_of(call, repeats: int = 5) -> float:
-  """Seconds of the fastest of some calls, after one that is not counted."""
-  jax.block_until_ready(call())
-  times = []
-  for _ in range(repeats):
-    begin = time.perf_counter()
-    jax.block_until_ready(call())
-    times.append(time.perf_counter() - begin)
-  return min(times)
-
-
 def measure_machine() -> Machine:
   size = 2048
   a = jnp.ones((size, size), jnp.float32)
@@ -66,8 +56,8 @@ def measure_machine() -> Machine:
   x = jnp.ones((2**26,), jnp.float32)
   copy = jax.jit(lambda x: x + 1.0)
   return Machine(
-    2 * size**3 / best_of(lambda: product(a)),
-    2 * x.nbytes / best_of(lambda: copy(x)),
+    2 * size**3 / best_of(lambda: product(a), 5),
+    2 * x.nbytes / best_of(lambda: copy(x), 5),
   )
 
 

@@ -22,7 +22,6 @@ the sweep's. A table stands beside it, in a file of the same name that ends in
 .md.
 """
 
-import platform
 import time
 from pathlib import Path
 
@@ -30,6 +29,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from benchmarks.timing import describe_devices
 from configs import simulation
 from pal_jax import cli, grid, sweep
 from pal_jax.sweep_program import compile_program
@@ -109,8 +109,8 @@ def render(rows: list[dict], size: str, command: str) -> str:
   lines = [
     '# Sweeps: runs per minute',
     '',
-    f'{size} {_machine()}; jax {jax.__version__}. Seconds are those of all '
-    'the runs of a row; differences are of the validation NLL (nats) from '
+    f'{size} {describe_devices()}; jax {jax.__version__}. Seconds are those of '
+    'all the runs of a row; differences are of the validation NLL (nats) from '
     'those of the sweep.',
     '',
     '| method | runs | seconds | first call, with compilation | runs per '
@@ -131,14 +131,6 @@ def render(rows: list[dict], size: str, command: str) -> str:
     f'{60 * whole["runs"] / whole["first_seconds"]:,.0f} runs a minute.',
   ]
   return '\n'.join(lines) + f'\n\nMade by `{command}`.\n'
-
-
-def _machine() -> str:
-  device = jax.devices()[0]
-  kind = platform.processor() or platform.machine()
-  if device.platform != 'cpu':
-    kind = device.device_kind
-  return f'{len(jax.devices())} {device.platform} devices ({kind})'
 
 
 def main():

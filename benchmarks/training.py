@@ -27,7 +27,6 @@ curves stand beside it, in files of the same name.
 import dataclasses
 import importlib.util
 import os
-import platform
 import shlex
 import sys
 import time
@@ -39,6 +38,7 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from benchmarks import reference_torch, roofline
+from benchmarks.timing import best_of, describe_devices
 from configs import persona
 from pal_jax import adaptation, cli, optimizer, parallel
 from pal_jax import train as training
@@ -219,7 +219,7 @@ def few_shot(target: float, longest: float, with_torch: bool):
       model, variables, stats, support.label, support.mask, prior
     )
 
-  seconds = roofline.best_of(lambda: adapt(support, variables, placed, prior))
+  seconds = best_of(lambda: adapt(support, variables, placed, prior), 5)
   fitted = adapt(support, variables, placed, prior)
   logit = adaptation.predict_users(
     model,
@@ -286,12 +286,11 @@ def _seconds(row: Row) -> str:
 
 
 def render(rows, few, floors, machine, made_by) -> str:
-  device = jax.devices()[0]
   lines = [
     '# Training',
     '',
-    f'{platform.machine()}, {os.cpu_count()} cores, {device.device_kind}, jax '
-    f'{jax.__version__}. Matrix products {machine.flops / 1e9:.0f} GFLOP/s, '
+    f'{describe_devices()}, {os.cpu_count()} cores; jax {jax.__version__}. '
+    f'Matrix products {machine.flops / 1e9:.0f} GFLOP/s, '
     f'copies {machine.bandwidth / 1e9:.1f} GB/s, measured in this run.',
     '',
     f'Seconds to {_TARGET.value:g} validation accuracy of seen users '
