@@ -91,6 +91,9 @@ def low_rank_data() -> ConfigDict:
   data.dimension = 16  # D
   data.rank = 3  # directions in which people differ
   data.spread = 1.0  # standard deviation in each; 0.0: everybody is alike
+  # Scale of Gumbel noise on each utility whenever somebody answers, in tests
+  # too. 0.0: the better one always wins; 1.0: the Bradley-Terry model.
+  data.choice_noise = 0.0
   return data
 
 

@@ -68,7 +68,9 @@ def _sets() -> ConfigDict:
   sets.toy = _entry(base.neural_process_data(), (0, 1, 3, 5, 10))
   sets.ideal_points = _planted(base.simulation_data(), mixture=1.0)
   sets.low_rank = _planted(base.low_rank_data())
-  sets.homogeneous = _planted(base.low_rank_data(), spread=0.0)
+  sets.homogeneous = _planted(
+    base.low_rank_data(), spread=0.0, choice_noise=1.0
+  )
   sets.length = _planted(base.length_data())
   return sets
 

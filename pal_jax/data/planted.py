@@ -11,7 +11,9 @@ def create_low_rank(config, *, join_prompt: bool = True) -> Dataset:
   """Linear rewards u_i(x) = (m + s A z_i) . x, z_i ~ N(0, I_r).
 
   A has r orthonormal columns: what people differ in is r-dimensional and
-  unbounded, as reward features assume. With s = 0 all people are one.
+  unbounded, as reward features assume. With s = 0 all people are one. Gumbel
+  noise of scale 1 on each utility makes answers Bradley-Terry's: a is chosen
+  with probability sigma(u(a) - u(b)) (Luce and Suppes 1965).
 
   Args:
     config: `configs.base.low_rank_data`.
@@ -26,6 +28,11 @@ def create_low_rank(config, *, join_prompt: bool = True) -> Dataset:
       f'{config.dimension}, and data.spread={config.spread} must not be '
       'negative'
     )
+  if config.choice_noise < 0:
+    raise InputError(
+      f'data.choice_noise={config.choice_noise} must be 0 (the better one '
+      'always wins) or a positive scale'
+    )
   rng = np.random.default_rng(config.seed)
   size = (config.num_items, config.dimension)
   items = rng.normal(size=size).astype(np.float32)
@@ -38,12 +45,23 @@ def create_low_rank(config, *, join_prompt: bool = True) -> Dataset:
 
   def utility(user, pair, prompt):
     del prompt
-    return np.einsum('ncd,nd->nc', items[pair], directions[user])
+    value = np.einsum('ncd,nd->nc', items[pair], directions[user])
+    if config.choice_noise:
+      value += rng.gumbel(scale=config.choice_noise, size=value.shape)
+    return value
 
-  notes = (
-    f'Rewards are linear: one direction for everybody and, with a standard '
-    f'deviation of {config.spread:g}, {config.rank} directions of their own.',
+  own = (
+    f' and, with a standard deviation of {config.spread:g}, {config.rank} '
+    'directions of their own'
+    if config.spread
+    else ''
   )
+  notes = (f'Rewards are linear: one direction for everybody{own}.',)
+  if config.choice_noise:
+    notes += (
+      'All answers, those of the tests too, are drawn with Gumbel noise of '
+      f'scale {config.choice_noise:g} on each reward.',
+    )
   return assemble(config, rng, items, utility, Truth(), 'low_rank', notes)
 
 

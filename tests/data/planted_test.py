@@ -11,6 +11,7 @@ from pal_jax import data
 from pal_jax.data.dataset import UNSEEN_ITEMS, check_dataset, fingerprint
 from pal_jax.data.planted import create_length, create_low_rank
 from pal_jax.errors import InputError
+from pal_jax.models.bradley_terry import fit_bradley_terry
 
 
 def small(make=base.low_rank_data, **changes):
@@ -124,6 +125,21 @@ def test_noise_flips_about_its_share_of_training_labels():
   assert all(len(set(winners)) == 1 for winners in shared)
 
 
+def test_choice_noise_makes_answers_bradley_terry():
+  """Of scale 1: the fitted direction has the planted length, 1."""
+  config = small(
+    spread=0.0, choice_noise=1.0, num_items=400, comparisons_per_user=600
+  )
+  dataset = create_low_rank(config)
+  for c in (dataset.train, dataset.unseen[UNSEEN_ITEMS].flatten()):
+    items = dataset.item_features[c.items]
+    x = items[:, 0] - items[:, 1]
+    v, _ = fit_bradley_terry(x, c.label, np.ones_like(c.label), 1e-3)
+    error = np.sqrt(1 / (0.2 * len(c.label)))
+    assert abs(float(np.linalg.norm(v)) - 1.0) < 4 * error
+  assert 'drawn with Gumbel noise of scale 1' in ' '.join(dataset.notes)
+
+
 def test_low_rank_people_have_no_groups():
   dataset = create_low_rank(small())
   assert all(value is None for value in vars(dataset.truth).values())
@@ -214,6 +230,7 @@ def test_data_create_finds_it(create, make):
     ({'rank': 0}, ('data.rank=0', 'data.dimension=6')),
     ({'rank': 7}, ('data.rank=7', 'data.dimension=6')),
     ({'spread': -0.5}, ('data.spread=-0.5', 'negative')),
+    ({'choice_noise': -1.0}, ('data.choice_noise=-1.0', 'positive')),
     ({'num_items': 0}, ('data.num_items=0',)),
     ({'dimension': 0}, ('data.dimension=0',)),
     ({'num_items': 8}, ('data.num_items=8', 'data.validation_fraction')),
