@@ -27,6 +27,7 @@ from tests.slow import SLOW
 ROOT = Path(__file__).resolve().parents[1]
 FEWER = 'fewer comparisons than devices'
 HEARTBEAT = 10  # seconds
+DEAD = 'process {} of {} stopped: another process died'
 
 
 def free_address() -> str:
@@ -81,6 +82,19 @@ class Processes:
 
   def printed(self) -> list[str]:
     return [log.read_text() for log in self._logs]
+
+  def wait_for(self, words: list[str], timeout: float = 60) -> list[str]:
+    """What was printed, once each log has its words or time is up.
+
+    Of a process that JAX aborted, a shell that outlives it prints them.
+    """
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+      printed = self.printed()
+      if all(w in text for w, text in zip(words, printed, strict=True)):
+        break
+      time.sleep(0.05)
+    return self.printed()
 
 
 # One computation.
@@ -183,7 +197,10 @@ def story(tmp_path_factory):
     act(run)
     begin = time.monotonic()
     statuses = run.wait()
-    chapters[name] = statuses, run.printed(), time.monotonic() - begin
+    seconds = time.monotonic() - begin
+    if name == 'kill':
+      run.wait_for([DEAD.format(0, 2), ''])
+    chapters[name] = statuses, run.printed(), seconds
 
   tell('term', 2, lambda run: run.processes[1].terminate(), 60)
   tell('kill', 2, lambda run: run.processes[1].kill(), 160)
@@ -206,8 +223,7 @@ def check_death(statuses, printed, seconds, killed: int) -> None:
       assert status == -signal.SIGKILL
       continue
     assert status in (EXIT_CODE, -signal.SIGABRT), text
-    name = f'process {i} of {len(statuses)}'
-    assert f'{name} stopped: another process died' in text
+    assert DEAD.format(i, len(statuses)) in text
   assert seconds < HEARTBEAT + 20
 
 
@@ -225,7 +241,9 @@ def test_any_of_four_stops_the_others(tmp_path, killed):
   run.processes[killed].kill()
   begin = time.monotonic()
   statuses = run.wait()
-  check_death(statuses, run.printed(), time.monotonic() - begin, killed)
+  seconds = time.monotonic() - begin
+  words = ['' if i == killed else DEAD.format(i, 4) for i in range(4)]
+  check_death(statuses, run.wait_for(words), seconds, killed)
 
 
 def test_another_number_of_processes_goes_on_to_the_same_end(
