@@ -94,9 +94,9 @@ def interrupt_at_step(monkeypatch, number):
       if int(state.step) == number:
         raise Killed
       done.append(1)
-      return compiled(state, *args)
+      return compiled.step(state, *args)
 
-    return run
+    return dataclasses.replace(compiled, step=run)
 
   monkeypatch.setattr(training.parallel, 'compile_step', compile_and_count)
 
@@ -168,9 +168,9 @@ def ask_to_stop_after_step(monkeypatch, number):
 
     def run(state, *args):
       preemption.requested |= int(state.step) + 1 == number
-      return compiled(state, *args)
+      return compiled.step(state, *args)
 
-    return run
+    return dataclasses.replace(compiled, step=run)
 
   monkeypatch.setattr(training.parallel, 'compile_step', compile_and_ask)
   return preemption
@@ -303,9 +303,9 @@ def test_poisoned_parameters_stop_at_the_step_they_act(
       if int(state.step) == 13:
         bad = state.params['prototypes'] * np.nan
         state = state.replace(params={**state.params, 'prototypes': bad})
-      return compiled(state, *args)
+      return compiled.step(state, *args)
 
-    return run
+    return dataclasses.replace(compiled, step=run)
 
   with monkeypatch.context() as patch:
     patch.setattr(training.parallel, 'compile_step', poisoned)
