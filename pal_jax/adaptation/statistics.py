@@ -35,7 +35,7 @@ from pal_jax.structs import Comparisons, FeatureTable
 # Numbers of the preference space that are gathered at once; more comparisons
 # are reduced in blocks. (A gigabyte, with the copies that XLA makes of it.)
 _AT_ONCE = 2**26
-_BLOCK = 2**14  # comparisons
+_BLOCK = 2**14  # comparisons, or rows of a table on the host
 LINEAR_PREFERENCES = ('squared_distance', 'inner_product')
 TINY = 1e-37  # keeps logarithms of likelihoods finite in float32
 
