@@ -99,20 +99,20 @@ def time_step(run, state, batches, table, key, seconds: float) -> float:
   return min(found)
 
 
-def measure_floor(machine: Machine, compute: str, seconds: float) -> Floor:
+def wide_config(compute: str = 'float32'):
   """The default recipe with a wider projector and without dropout."""
-  rng = np.random.default_rng(0)
   config = persona.get_config().copy_and_resolve_references()
   with config.unlocked():
     config.model.width = WIDTH
     config.model.dropout = 0.0
     config.model.compute_dtype = compute
+  return config
+
+
+def create_step(config, table: FeatureTable):
+  """(model, initial state, the step of `train_step.bind`)."""
   model = models.create(
-    config.model, num_users=NUM_USERS, feature_width=FEATURES
-  )
-  table = FeatureTable(
-    rng.normal(size=(NUM_ITEMS, FEATURES)).astype(np.float32),
-    np.zeros((1, FEATURES), np.float32),
+    config.model, num_users=NUM_USERS, feature_width=table.items.shape[-1]
   )
   state, tx = steps.create_state(
     model,
@@ -120,9 +120,20 @@ def measure_floor(machine: Machine, compute: str, seconds: float) -> Floor:
     jax.random.key(0),
     table,
   )
-  parameters = sum(x.size for x in jax.tree.leaves(state.params))
   objective = steps.create_objective(config.train, config.model)
-  run = parallel.compile_step(steps.bind(model, tx, objective), 'jit')
+  return model, state, steps.bind(model, tx, objective)
+
+
+def measure_floor(machine: Machine, compute: str, seconds: float) -> Floor:
+  """The step of `wide_config`."""
+  rng = np.random.default_rng(0)
+  table = FeatureTable(
+    rng.normal(size=(NUM_ITEMS, FEATURES)).astype(np.float32),
+    np.zeros((1, FEATURES), np.float32),
+  )
+  model, state, step = create_step(wide_config(compute), table)
+  parameters = sum(x.size for x in jax.tree.leaves(state.params))
+  run = parallel.compile_step(step, 'jit')
   state, table = parallel.place((state, table), 'jit')
   batches = [
     make_comparisons(

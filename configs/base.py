@@ -281,6 +281,10 @@ def features() -> ConfigDict:
   config.cache_dir = ''  # '' is $XDG_CACHE_HOME/pal_jax/features
   config.dtype = 'float16'  # on disk
   config.normalize = 'rms'  # each text to a mean square of 1, or 'none'
+  # Where they lie while a run trains: 'device', whole on each; 'host', on disk
+  # if their encoder left them in a file, and every batch brings its own; or
+  # 'auto', on the devices if they take at most half of what is free there.
+  config.placement = 'auto'
   return config
 
 

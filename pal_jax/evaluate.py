@@ -227,10 +227,10 @@ def homogeneous_logits(table: FeatureTable, dataset: Dataset):
     A function of comparisons [...] -> logits [...], and (ridge, relative
     gradient norm).
   """
-  h = np.asarray(table.items, np.float32)
 
   def difference(c):
-    return h[c.items[..., 0]] - h[c.items[..., 1]]
+    a, b = (table.items[c.items[..., i]] for i in range(2))
+    return np.asarray(a, np.float32) - np.asarray(b, np.float32)
 
   flat = dataset.train.flatten()
   weight = flat.weight * flat.mask
@@ -458,7 +458,7 @@ def _planted(model, variables, table, placed, seen, dataset) -> dict:
   reward = PREFERENCES[model.preference](
     placed.x[test][None], jnp.asarray(points)[:, None]
   )
-  items = np.asarray(table.items)[test]
+  items = np.asarray(table.items[np.flatnonzero(test)])
   utility = -np.sum((items[None] - planted[:, None]) ** 2, axis=-1)
   out = {
     'rank_correlation': recovery.rank_correlation(np.asarray(reward), utility)

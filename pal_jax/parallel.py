@@ -8,7 +8,8 @@ few bytes and have to agree on the room; each places, and gathers the features
 of, the share of its own devices alone.
 """
 
-import functools
+import dataclasses
+import os
 from collections.abc import Callable
 
 import jax
@@ -18,10 +19,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from pal_jax.errors import InputError
 from pal_jax.shared_rows import Room, merge_shards, share_shards
-from pal_jax.structs import Batch, Comparisons
+from pal_jax.structs import Batch, Comparisons, FeatureTable
 
 MODES = ('jit', 'pmap')
+PLACEMENTS = ('auto', 'device', 'host')
 AXIS = 'batch'
+# Of the memory that is free, what features may take: models want the rest.
+_FEATURES_SHARE = 0.5
 
 
 def check_mode(mode: str) -> None:
@@ -78,7 +82,43 @@ def _put(tree, sharding: NamedSharding):
   )
 
 
-def jit_step(step: Callable, mesh: Mesh, room: Room | None = None) -> Callable:
+@dataclasses.dataclass(frozen=True)
+class CompiledStep:
+  """run(state, comparisons [B], table, key) -> (state, metrics), in halves."""
+
+  prepare: Callable[[Comparisons], Batch]  # on the host; in any one thread
+  step: Callable  # of what was prepared, in the place of the comparisons
+
+  def __call__(self, state, comparisons: Comparisons, table, key):
+    return self.step(state, self.prepare(comparisons), table, key)
+
+
+def _take_features(batch: Batch, source: FeatureTable | None) -> Batch:
+  """The features of the batch's rows, if the table is on the host."""
+  if source is None:
+    return batch
+  return batch.replace(
+    features=FeatureTable(
+      source.items[batch.items], source.prompts[batch.prompts]
+    )
+  )
+
+
+def _send(batch: Batch, sharding: NamedSharding) -> Batch:
+  """Puts a batch on the devices now, if that is worth more than it costs."""
+  if jax.process_count() > 1:
+    return _put(batch, sharding)
+  if batch.features is None and jax.default_backend() == 'cpu':
+    return batch  # the step places its few ids in a tenth of the time
+  return jax.device_put(batch, sharding)
+
+
+def jit_step(
+  step: Callable,
+  mesh: Mesh,
+  room: Room | None = None,
+  source: FeatureTable | None = None,
+) -> CompiledStep:
   """step(state, batch, table, key) with the batch sharded over the mesh."""
   whole = NamedSharding(mesh, PartitionSpec())
   split = NamedSharding(mesh, PartitionSpec(AXIS))
@@ -89,21 +129,21 @@ def jit_step(step: Callable, mesh: Mesh, room: Room | None = None) -> Callable:
   )
   devices = mesh.devices.tolist()
 
-  @functools.wraps(compiled)
-  def run(state, batch: Comparisons, table, key):
-    (shared,) = share_shards([batch], len(devices), room)
+  def prepare(comparisons: Comparisons) -> Batch:
+    (shared,) = share_shards([comparisons], len(devices), room)
     # Ids tell the rows of all shards apart, hence first merged, then shared.
-    merged = merge_shards(shared)
-    if jax.process_count() > 1:  # alone jit places them, in a tenth of the time
-      merged = _put(_share_of(merged, devices), split)
-    return compiled(state, merged, table, key)
+    merged = _take_features(_share_of(merge_shards(shared), devices), source)
+    return _send(merged, split)
 
-  return run
+  return CompiledStep(prepare, compiled)
 
 
 def pmap_step(
-  step: Callable, devices=None, room: Room | None = None
-) -> Callable:
+  step: Callable,
+  devices=None,
+  room: Room | None = None,
+  source: FeatureTable | None = None,
+) -> CompiledStep:
   """The same by pmap: replicated state in and out, the batch split."""
   devices = _all_devices() if devices is None else devices
   compiled = jax.pmap(
@@ -113,17 +153,23 @@ def pmap_step(
     out_axes=(None, None),
     devices=devices,
   )
+  split = NamedSharding(make_mesh(devices), PartitionSpec(AXIS))
 
-  def run(state, batch: Comparisons, table, key):
-    (shared,) = share_shards([batch], len(devices), room)
-    return compiled(state, _share_of(shared, devices), table, key)
+  def prepare(comparisons: Comparisons) -> Batch:
+    (shared,) = share_shards([comparisons], len(devices), room)
+    mine = _take_features(_share_of(shared, devices), source)
+    return mine if jax.process_count() > 1 else _send(mine, split)
 
-  return run
+  return CompiledStep(prepare, compiled)
 
 
 def compile_step(
-  step: Callable, mode: str, devices=None, room: Room | None = None
-) -> Callable:
+  step: Callable,
+  mode: str,
+  devices=None,
+  room: Room | None = None,
+  source: FeatureTable | None = None,
+) -> CompiledStep:
   """`jit_step` on a mesh of the devices, or `pmap_step`.
 
   Args:
@@ -132,14 +178,13 @@ def compile_step(
     devices: those of all processes by default.
     room: for the distinct texts of a device's share, of `measure_room`; by
       default all that it can have.
-
-  Returns:
-    run(state, comparisons [B], table, key) -> (state, metrics).
+    source: the table, if it is to stay on the host: batches then bring their
+      features along, and the step's table is None.
   """
   check_mode(mode)
   if mode == 'pmap':
-    return pmap_step(step, devices, room)
-  return jit_step(step, make_mesh(devices), room)
+    return pmap_step(step, devices, room, source)
+  return jit_step(step, make_mesh(devices), room, source)
 
 
 def map_users(function: Callable, devices=None) -> tuple[Callable, int]:
@@ -177,6 +222,54 @@ def place(tree, mode: str, devices=None):
   """
   check_mode(mode)
   return _put(tree, NamedSharding(make_mesh(devices), PartitionSpec()))
+
+
+def check_placement(placement: str) -> None:
+  if placement not in PLACEMENTS:
+    raise InputError(
+      f'features.placement={placement!r} is unknown: expected one of '
+      f'{PLACEMENTS}'
+    )
+
+
+def stays_on_host(placement: str, nbytes: int) -> bool:
+  """Whether features are not to be put on the devices, whole on each.
+
+  Args:
+    placement: of `PLACEMENTS`; 'auto' puts them there if they take at most
+      half of the memory that is free on each.
+    nbytes: of the table.
+  """
+  check_placement(placement)
+  if placement != 'auto':
+    return placement == 'host'
+  return nbytes > _FEATURES_SHARE * min(map(_free_bytes, jax.local_devices()))
+
+
+def _free_bytes(device) -> float:
+  stats = device.memory_stats() or {}
+  if 'bytes_limit' in stats:
+    return stats['bytes_limit'] - stats.get('bytes_in_use', 0)
+  # A CPU's: devices share the host's, with the array that they get copies of.
+  return _free_host_bytes() / (1 + jax.local_device_count())
+
+
+def _free_host_bytes() -> float:
+  try:
+    with open('/proc/meminfo', encoding='ascii') as file:
+      found = dict(line.split(':', 1) for line in file)
+    return 1024.0 * int(found['MemAvailable'].split()[0])
+  except (OSError, KeyError):  # not Linux: all of it
+    return float(os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE'))
+
+
+def batches_ahead(on_host: bool) -> int:
+  """How many batches a thread had better make ahead, 0 without one.
+
+  Where the CPU takes the steps and has the features, a thread has nothing to
+  copy, and takes from the steps the time that it saves.
+  """
+  return 2 if on_host or jax.default_backend() != 'cpu' else 0
 
 
 def localize(tree):

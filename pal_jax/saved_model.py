@@ -142,7 +142,7 @@ def make_card(
     metrics: as in results.json.
   """
   features = config.features.to_dict()
-  del features['cache_dir'], features['batch_size']
+  del features['cache_dir'], features['batch_size'], features['placement']
   joined = config.model.name == 'pal_a'
   return {
     'format': FORMAT,

@@ -54,14 +54,23 @@ class Batch:
   item_count: Array  # [S] float32
   prompts: Array  # [T] int32, rows of FeatureTable.prompts
   prompt_count: Array  # [T] float32
+  # [S, D] and [T, D] of these rows, where the table is not on the device.
+  features: 'FeatureTable | None' = None
 
 
 @flax.struct.dataclass
 class FeatureTable:
-  """Frozen encoder features of every distinct text of an experiment."""
+  """Frozen encoder features of every distinct text of an experiment.
+
+  Arrays; on the host also what reads rows from a file when it is indexed.
+  """
 
   items: Array  # [M, D] float16 or float32, candidates
   prompts: Array  # [Q, D] float16 or float32, prompts
+
+  @property
+  def nbytes(self) -> int:
+    return self.items.nbytes + self.prompts.nbytes
 
 
 def make_comparisons(

@@ -53,6 +53,14 @@ def _number(keys: Sequence, distinct: list) -> np.ndarray:
 
 def _check_alike(experiments: Sequence[Experiment]) -> None:
   first = experiments[0]
+  for experiment in experiments:
+    if experiment.on_host:
+      raise InputError(
+        f'features.placement={experiment.config.features.placement!r} leaves '
+        f'{experiment.table.nbytes / 1e9:.3g} GB of features on the host: a '
+        'sweep needs them on the device, with features.placement=device; runs '
+        'by themselves (pal_jax.main) do not'
+      )
   for other in experiments[1:]:
     if (
       other.model.num_users != first.model.num_users

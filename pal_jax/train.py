@@ -31,6 +31,7 @@ from pal_jax.evaluate import (
 )
 from pal_jax.metrics import evaluate_logits
 from pal_jax.preemption import Preempted, Preemption
+from pal_jax.prefetch import Prefetch
 from pal_jax.saved_model import MODEL_FOLDER, from_training, save_model
 from pal_jax.shared_rows import measure_room
 from pal_jax.structs import FeatureTable
@@ -59,11 +60,13 @@ class Experiment:
   table: FeatureTable
   model: models.IdealPointModel
   objective: steps.Objective
+  on_host: bool = False  # whether the table stays there, perhaps on disk
 
 
 def check_config(config) -> None:
   """Refuses what could only fail later. Raises InputError."""
   parallel.check_mode(config.parallel)
+  parallel.check_placement(config.features.placement)
   models.check_config(config.model)
   for field in ('num_steps', 'batch_size', 'log_every', 'checkpoint_every'):
     if config.train[field] < 1:
@@ -109,16 +112,22 @@ def create_experiment(config, like: Experiment | None = None) -> Experiment:
   if like is None:
     features.create(config.features)  # a missing path, before data are read
     dataset = data.create(config.data, join_prompt=config.model.name == 'pal_a')
-    table = features.feature_table(dataset, config.features)
+    placement = config.features.placement
+
+    def stays(nbytes: int) -> bool:
+      return from_first(lambda: parallel.stays_on_host(placement, nbytes))
+
+    table = features.feature_table(dataset, config.features, stays)
+    on_host = stays(table.nbytes)
   else:
-    dataset, table = like.dataset, like.table
+    dataset, table, on_host = like.dataset, like.table, like.on_host
   model = models.create(
     config.model,
     num_users=dataset.num_users,
     feature_width=table.items.shape[-1],
     axis_name=parallel.axis_name(config.parallel),
   )
-  return Experiment(config, dataset, table, model, objective)
+  return Experiment(config, dataset, table, model, objective, on_host)
 
 
 def prepare_workdir(config, workdir: Path) -> bool:
@@ -298,7 +307,8 @@ def train(
   last = train_config.num_steps
   key = jax.random.key(config.seed)
   init_key, step_key = jax.random.split(key)
-  table = parallel.place(experiment.table, config.parallel)
+  on_host = experiment.on_host
+  table = None if on_host else parallel.place(experiment.table, config.parallel)
   state, tx = _initial_state(experiment, init_key)
   checkpointer = Checkpointer(workdir / 'checkpoints', say)
   restored = checkpointer.restore_latest(state)
@@ -312,6 +322,12 @@ def train(
     steps.bind(model, tx, experiment.objective, model.axis_name),
     config.parallel,
     room=measure_room([batcher], parallel.num_devices()),
+    source=experiment.table if on_host else None,
+  )
+  batches = Prefetch(
+    lambda step: run.prepare(batcher(step)),
+    range(start, last),
+    parallel.batches_ahead(on_host),
   )
   writer = (
     MetricsWriter(workdir / 'metrics.jsonl', start) if is_first() else None
@@ -325,8 +341,8 @@ def train(
   trained, trained_seconds, number = 0.0, 0.0, 0
   try:
     pending = None
-    for step in range(start, last):
-      state, metrics = run(state, batcher(step), table, step_key)
+    for step, batch in enumerate(batches, start):
+      state, metrics = run.step(state, batch, table, step_key)
       if pending is not None:
         window.add(*pending)
       pending = (step + 1, metrics)
@@ -380,6 +396,7 @@ def train(
       state = checkpointer.restore_best(parallel.fetch(state))
     arrays, summary = checkpointer.read_prior(int(state.step))
   finally:
+    batches.close()
     bar.close()
     checkpointer.close()
   timing = {

@@ -158,12 +158,18 @@ def _comparison_losses(model, objective, out, batch, axis_name):
 
 
 def apply_model(model, params, model_state, batch: Batch, table, **kwargs):
-  """Runs the model on ids: gathers features and casts them to float32."""
+  """Runs the model on ids: gathers features and casts them to float32.
+
+  Where the batch brings its features along, the table is not used.
+  """
+  found = batch.features
+  if found is None:
+    found = FeatureTable(table.items[batch.items], table.prompts[batch.prompts])
   return model.apply(
     {'params': params, **model_state},
     batch.comparisons.user,
-    table.items[batch.items].astype(jnp.float32),
-    table.prompts[batch.prompts].astype(jnp.float32),
+    found.items.astype(jnp.float32),
+    found.prompts.astype(jnp.float32),
     rows=Rows(
       batch.comparisons.items,
       batch.item_count,
@@ -218,7 +224,7 @@ def train_step(
   Args:
     state: before the step.
     shared: [B] comparisons, padding masked, and their distinct texts.
-    table: features of all items and prompts.
+    table: features of all items and prompts; None if the batch brings its.
     key: of the run; the step is folded in, so a resumed run draws the same.
     model, optimizer, objective: static.
     axis_name: the pmap axis; None under jit, where sums are global already.

@@ -15,6 +15,7 @@ ORDER = (
   'structs',
   'errors',
   'preemption',
+  'prefetch',
   'distributed',
   'optional',
   'user_cache',

@@ -116,6 +116,10 @@ def train_both(path: str, case: str, *flags: str) -> None:
       mode: parallel_test.train(case, mode, jax.device_count())
       for mode in ('jit', 'pmap')
     }
+    # Each process has the features of its own devices' rows.
+    results['jit, host'] = parallel_test.train(
+      case, 'jit', jax.device_count(), on_host=True
+    )
   Path(f'{path}.{place.index}').write_text(json.dumps(results))
 
 
@@ -141,6 +145,7 @@ def test_many_processes_equal_one_device(tmp_path, number, devices, case):
     # What pmap returns, each process has for itself.
     assert found['jit']['devices'] == [number * devices]
     assert found['pmap']['devices'] == [devices]
+    assert len(found) == 3
     for many in found.values():
       assert many['traces'] == 1
       for key in ('metrics', 'state'):

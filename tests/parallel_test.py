@@ -37,8 +37,12 @@ CASES = {
   'batch norm': {'point': 'f(Pw)', 'batch_norm': True},
   'fewer comparisons than devices': {'projector': 'identity', 'width': 6},
 }
+# With features here and there, and with dropout.
+PLACED = 'PAL-B, placed'
 # Neither is a multiple of the number of devices.
-BATCH_SIZES = dict.fromkeys(CASES, 21) | {'fewer comparisons than devices': 5}
+BATCH_SIZES = dict.fromkeys([*CASES, PLACED], 21) | {
+  'fewer comparisons than devices': 5
+}
 MODES = {
   'one device': ('jit', 1),
   'jit': ('jit', NUM_DEVICES),
@@ -64,7 +68,13 @@ def batch_of(step: int, size: int):
   )
 
 
-def train(case: str, mode: str, num_devices: int) -> dict:
+def train(
+  case: str,
+  mode: str,
+  num_devices: int,
+  on_host: bool = False,
+  dropout: float = 0.0,
+) -> dict:
   rng = np.random.default_rng(0)
   table = FeatureTable(
     rng.normal(size=(NUM_ITEMS, FEATURES)).astype(np.float32),
@@ -76,11 +86,11 @@ def train(case: str, mode: str, num_devices: int) -> dict:
       'num_prototypes': 2,
       'width': 4,
       'projector': 'mlp1',
-      'dropout': 0.0,
+      'dropout': dropout,
       # With relu two candidates may fall on one point, and the sign of their
       # difference is rounding.
       'activation': 'gelu',
-      **CASES[case],
+      **CASES[case.removesuffix(', placed')],
     }
   )
   train_config = base.train()
@@ -98,7 +108,9 @@ def train(case: str, mode: str, num_devices: int) -> dict:
   key = jax.random.key(0)
   devices = jax.devices()[:num_devices]
   state, _ = steps.create_state(model, lambda params: optimizer, key, table)
-  state, table = parallel.place((state, table), mode, devices)
+  state = parallel.place(state, mode, devices)
+  source = table if on_host else None
+  table = None if on_host else parallel.place(table, mode, devices)
   bound = steps.bind(model, optimizer, objective, axis)
   traces = []
 
@@ -106,7 +118,7 @@ def train(case: str, mode: str, num_devices: int) -> dict:
     traces.append(1)
     return bound(*args)
 
-  run = parallel.compile_step(step, mode, devices)
+  run = parallel.compile_step(step, mode, devices, source=source)
   history = []
   for i in range(NUM_STEPS):
     batch = batch_of(i, BATCH_SIZES[case])
@@ -127,6 +139,13 @@ def train(case: str, mode: str, num_devices: int) -> dict:
 def main(path: str) -> None:
   results = {
     case: {name: train(case, *MODES[name]) for name in MODES} for case in CASES
+  }
+  results[PLACED] = {
+    f'{mode}, {where}': train(
+      PLACED, mode, NUM_DEVICES, where == 'host', dropout=0.5
+    )
+    for mode in ('jit', 'pmap')
+    for where in ('device', 'host')
   }
   Path(path).write_text(json.dumps(results), encoding='utf-8')
 
@@ -179,6 +198,42 @@ def test_steps_on_many_devices_trace_once(results, case, mode):
   assert results[case][mode]['traces'] == 1
 
 
+@pytest.mark.parametrize('mode', ['jit', 'pmap'])
+def test_features_on_the_host_give_the_numbers_of_those_on_devices(
+  results, mode
+):
+  device, host = (results[PLACED][f'{mode}, {w}'] for w in ('device', 'host'))
+  assert device['traces'] == host['traces'] == 1
+  assert host['devices'] == [NUM_DEVICES]
+  for part in ('metrics', 'state'):
+    np.testing.assert_allclose(host[part], device[part], rtol=1e-6, atol=1e-6)
+  assert np.ptp(np.array(host['metrics'])[:, 0]) > 0.05
+
+
+def test_features_go_to_the_devices_if_they_fit(monkeypatch):
+  monkeypatch.setattr(parallel, '_free_bytes', lambda device: 1000.0)
+  assert not parallel.stays_on_host('auto', 500)
+  assert parallel.stays_on_host('auto', 501)
+  assert not parallel.stays_on_host('device', 10**18)
+  assert parallel.stays_on_host('host', 1)
+
+
+@pytest.mark.parametrize('stats', [None, {}, {'bytes_limit': 900}])
+def test_free_memory_is_the_devices_or_a_share_of_the_hosts(monkeypatch, stats):
+  class Device:
+    def memory_stats(self):
+      return stats and {**stats, 'bytes_in_use': 200}
+
+  monkeypatch.setattr(parallel, '_free_host_bytes', lambda: 3000.0)
+  monkeypatch.setattr(parallel.jax, 'local_device_count', lambda: 2)
+  assert parallel._free_bytes(Device()) == (700.0 if stats else 1000.0)
+
+
+def test_memory_of_this_machine_is_told():
+  total = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+  assert 0 < parallel._free_host_bytes() <= total
+
+
 def test_unknown_modes_are_refused_with_the_known_ones():
   for call in (
     parallel.check_mode,
@@ -188,6 +243,8 @@ def test_unknown_modes_are_refused_with_the_known_ones():
   ):
     with pytest.raises(InputError, match="'xmap' is unknown.*'jit', 'pmap'"):
       call('xmap')
+  with pytest.raises(InputError, match="'disk' is unknown.*'auto', 'device'"):
+    parallel.stays_on_host('disk', 1)
 
 
 def test_only_pmap_has_an_axis_to_sum_over():

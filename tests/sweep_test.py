@@ -151,6 +151,12 @@ def test_runs_of_two_sizes_of_data_are_refused():
     sweep.train_runs(sweep.create_experiments(configs))
 
 
+def test_features_that_stay_on_the_host_are_refused():
+  configs = [make_config(**{'features.placement': 'host'})]
+  with pytest.raises(InputError, match='features.placement=device'):
+    sweep.train_runs(sweep.create_experiments(configs))
+
+
 def test_a_loss_that_is_not_finite_names_the_run():
   with pytest.raises(InputError, match=f'seed=3, {RATE}=1e\\+30'):
     sweep.run_grid(

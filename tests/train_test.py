@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import threading
 
 import jax
 import numpy as np
@@ -94,9 +95,9 @@ def interrupt_at_step(monkeypatch, number):
       if int(state.step) == number:
         raise Killed
       done.append(1)
-      return compiled(state, *args)
+      return compiled.step(state, *args)
 
-    return run
+    return dataclasses.replace(compiled, step=run)
 
   monkeypatch.setattr(training.parallel, 'compile_step', compile_and_count)
 
@@ -158,6 +159,62 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
   assert metrics_of(workdir) == metrics_of(wanted_dir)
 
 
+def count_traces(monkeypatch):
+  """Of the step, and the tables that it was called with."""
+  bind, traces = training.steps.bind, []
+
+  def bind_and_count(*args):
+    step = bind(*args)
+
+    def counted(state, batch, table, key):
+      traces.append(table)
+      return step(state, batch, table, key)
+
+    return counted
+
+  monkeypatch.setattr(training.steps, 'bind', bind_and_count)
+  return traces
+
+
+def test_features_on_the_host_make_the_same_run_interrupted_or_not(
+  experiment, uninterrupted, tmp_path, monkeypatch
+):
+  on_host = dataclasses.replace(experiment, on_host=True)
+  wanted_dir, wanted, _ = uninterrupted
+  with monkeypatch.context() as patch, pytest.raises(Killed):
+    interrupt_at_step(patch, 17)
+    train(on_host, tmp_path)
+  assert not [t for t in threading.enumerate() if 'prefetch' in t.name]
+  traces = count_traces(monkeypatch)
+  state, _ = train(on_host, tmp_path)
+  assert traces == [None]
+  assert_same_state(state, wanted)
+  assert metrics_of(tmp_path) == metrics_of(wanted_dir)
+  assert not [t for t in threading.enumerate() if 'prefetch' in t.name]
+
+
+def test_an_error_of_the_thread_stops_the_run_at_its_step(experiment, tmp_path):
+  class Disk:
+    """Its file is cut off while the run is under way."""
+
+    def __init__(self, rows):
+      self.rows, self.shape, self.number = rows, rows.shape, 0
+
+    def __getitem__(self, index):
+      self.number += np.ndim(index) > 0
+      if self.number == 14:
+        raise OSError('cut off')
+      return self.rows[index]
+
+  table = experiment.table.replace(items=Disk(experiment.table.items))
+  broken = dataclasses.replace(experiment, table=table, on_host=True)
+  with pytest.raises(OSError, match='cut off'):
+    train(broken, tmp_path)
+  assert (tmp_path / 'checkpoints' / '10').is_dir()
+  assert [row['step'] for row in metrics_of(tmp_path)] == [5, 10]
+  assert not [t for t in threading.enumerate() if 'prefetch' in t.name]
+
+
 def ask_to_stop_after_step(monkeypatch, number):
   """SIGTERM comes while step `number` is taken."""
   preemption = Preemption()
@@ -168,9 +225,9 @@ def ask_to_stop_after_step(monkeypatch, number):
 
     def run(state, *args):
       preemption.requested |= int(state.step) + 1 == number
-      return compiled(state, *args)
+      return compiled.step(state, *args)
 
-    return run
+    return dataclasses.replace(compiled, step=run)
 
   monkeypatch.setattr(training.parallel, 'compile_step', compile_and_ask)
   return preemption
@@ -303,9 +360,9 @@ def test_poisoned_parameters_stop_at_the_step_they_act(
       if int(state.step) == 13:
         bad = state.params['prototypes'] * np.nan
         state = state.replace(params={**state.params, 'prototypes': bad})
-      return compiled(state, *args)
+      return compiled.step(state, *args)
 
-    return run
+    return dataclasses.replace(compiled, step=run)
 
   with monkeypatch.context() as patch:
     patch.setattr(training.parallel, 'compile_step', poisoned)
@@ -326,6 +383,7 @@ def with_nan_features(dataset):
 BAD_INPUT = [
   ('simulation', {'model__name': 'pal_c'}, "model.name='pal_c'"),
   ('simulation', {'model__point': 'wP'}, "model.point='wP'"),
+  ('simulation', {'features__placement': 'disk'}, "features.placement='disk'"),
   ('simulation', {'model__preference': 'l1'}, "model.preference='l1'"),
   ('simulation', {'model__membership': 'soft'}, "model.membership='soft'"),
   ('simulation', {'model__mixture_level': 'all'}, "model.mixture_level='all'"),

@@ -24,6 +24,7 @@ import functools
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pal_jax.ideal_points import PREFERENCES
 from pal_jax.mixtures import mixture_logit
@@ -34,7 +35,7 @@ from pal_jax.structs import Comparisons, FeatureTable
 # Numbers of the preference space that are gathered at once; more comparisons
 # are reduced in blocks. (A gigabyte, with the copies that XLA makes of it.)
 _AT_ONCE = 2**26
-_BLOCK = 2**14  # comparisons
+_BLOCK = 2**14  # comparisons, or rows of a table on the host
 LINEAR_PREFERENCES = ('squared_distance', 'inner_product')
 TINY = 1e-37  # keeps logarithms of likelihoods finite in float32
 
@@ -80,13 +81,49 @@ class Statistics:
     return Statistics(0, 0, None if self.shared_basis else 0)
 
 
-@functools.partial(jax.jit, static_argnames='model')
 def place(model: IdealPointModel, variables, table: FeatureTable) -> Placed:
-  """Runs the frozen network over a feature table, in evaluation mode."""
-  x = model.apply(variables, table.items.astype(jnp.float32), method='embed')
-  prompts = table.prompts.astype(jnp.float32)
-  basis = model.apply(variables, prompts, method='basis')
-  return Placed(x, basis)
+  """Runs the frozen network over a feature table, in evaluation mode.
+
+  Of a long table on the host the features of a block at a time are on the
+  device.
+  """
+  return Placed(
+    _in_blocks(functools.partial(_embed, model, variables), table.items, 2),
+    _in_blocks(functools.partial(_basis, model, variables), table.prompts, 3),
+  )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _embed(model: IdealPointModel, variables, items):
+  return model.apply(variables, items.astype(jnp.float32), method='embed')
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _basis(model: IdealPointModel, variables, prompts):
+  prompts = prompts.astype(jnp.float32)
+  return model.apply(variables, prompts, method='basis')
+
+
+def _in_blocks(function, rows, axes: int):
+  """function(rows [N, D]), which is [N, ...] if it has so many axes.
+
+  With fewer it does not depend on the rows.
+  """
+  if isinstance(rows, jax.Array):
+    return function(rows)
+  number = rows.shape[0]
+  if number <= _BLOCK:
+    return function(rows[:])
+  whole = None
+  for start in range(0, number, _BLOCK):
+    start = min(start, number - _BLOCK)  # whole blocks: one compilation
+    found = function(rows[start : start + _BLOCK])
+    if found.ndim < axes:
+      return found
+    if whole is None:
+      whole = np.empty((number, *found.shape[1:]), found.dtype)
+    whole[start : start + _BLOCK] = found
+  return jnp.asarray(whole)
 
 
 def _gather(placed: Placed, comparisons: Comparisons):

@@ -78,7 +78,7 @@ class Plan:
       'features': {
         k: v
         for k, v in features.items()
-        if k not in ('cache_dir', 'batch_size')
+        if k not in ('cache_dir', 'batch_size', 'placement')
       },
     }
 

@@ -14,7 +14,8 @@ class Encoder(Protocol):
   heavy loads at the first `encode`.
 
   An encoder whose vectors lie on disk already sets `cacheable = False`, and
-  `lookup_or_encode` then asks it every time and writes nothing.
+  `lookup_or_encode` then asks it every time and writes nothing. If it has
+  `reader(texts)`, which returns a `rows.Read`, they may stay on disk.
 
   Attributes:
     name: the kind of encoder, for example 'minilm'.

@@ -11,6 +11,7 @@ import numpy as np
 from pal_jax.errors import InputError
 from pal_jax.features import checks
 from pal_jax.features.precomputed import SUFFIXES, Precomputed
+from pal_jax.features.rows import Read, read_from
 
 
 class PrecomputedFolder:
@@ -71,17 +72,29 @@ class PrecomputedFolder:
     Raises:
       InputError: names the first text that no file has; or as the class.
     """
-    checks.check_texts(texts)
+    file, row = self._locate(texts)
     vectors = np.zeros((len(texts), self.width), np.float32)
+    for i, found in enumerate(self._files):
+      vectors[file == i] = found.read(row[file == i])
+    return vectors
+
+  def reader(self, texts: Sequence[str]) -> Read:
+    """Reads rows of what `encode` gives, in the dtype of the files."""
+    return read_from([file.read for file in self._files], *self._locate(texts))
+
+  def _locate(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """([N] which file has each text, [N] its row there)."""
+    checks.check_texts(texts)
+    file, row = np.zeros((2, len(texts)), np.int64)
     left = np.arange(len(texts))
-    for file in self._files:
-      here = np.array([file.knows(texts[row]) for row in left], bool)
-      if here.any():
-        rows = left[here]
-        vectors[rows] = file.encode([texts[row] for row in rows])
-        left = left[~here]
+    for i, found in enumerate(self._files):
+      here = np.array([found.knows(texts[at]) for at in left], bool)
+      rows = left[here]
+      file[rows] = i
+      row[rows] = found.rows_of([texts[at] for at in rows])
+      left = left[~here]
       if not left.size:
-        return vectors
+        return file, row
     raise InputError(
       f'{self._path}: no file has a vector for '
       f'{checks.excerpt(texts[left[0]])}, nor for {left.size - 1} more of the '

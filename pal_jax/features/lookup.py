@@ -10,6 +10,7 @@ import numpy as np
 from pal_jax.errors import InputError
 from pal_jax.features import checks
 from pal_jax.features.encoder import Encoder
+from pal_jax.features.rows import Read, read_from
 from pal_jax.features.store import (
   DTYPES,
   FeatureStore,
@@ -79,6 +80,25 @@ def lookup_or_encode(
   return vectors
 
 
+def stored_reader(
+  texts: Sequence[str],
+  encoder: Encoder,
+  stores: Sequence[str | os.PathLike],
+  cache_dir: str | os.PathLike,
+  dtype: str,
+) -> Read:
+  """Reads rows of what `lookup_or_encode` gave for the same arguments.
+
+  They are not checked again, and come in the dtype of their store.
+  """
+  sources = list(_sources(encoder, stores, cache_dir, dtype).values())
+  located, _ = _locate(texts, sources)
+  source, position = np.zeros((2, len(texts)), np.int64)
+  for i, (_, positions, rows) in enumerate(located):
+    source[rows], position[rows] = i, positions
+  return read_from([store.read for store in sources], source, position)
+
+
 def cache_folder(
   encoder: Encoder, cache_dir: str | os.PathLike, dtype: str
 ) -> pathlib.Path:
@@ -93,13 +113,7 @@ def _cached(first_row, encoder, stores, cache_dir, dtype, progress, keep):
   """The vectors [N, D] of N distinct texts, the keys of `first_row`."""
   texts, first_rows = list(first_row), list(first_row.values())
   folder = cache_folder(encoder, cache_dir, dtype)
-  if (folder / 'store.json').exists():
-    stores = [*stores, folder]
-  sources = {
-    str(path): FeatureStore(path)
-    for path in stores
-    if _identity(read_spec(path)) == (encoder.name, encoder.version)
-  }
+  sources = _sources(encoder, stores, cache_dir, dtype)
   width = _width(sources, encoder)
   located, missing = _locate(texts, sources.values())
   if len(missing) and keep:
@@ -129,6 +143,18 @@ def _cached(first_row, encoder, stores, cache_dir, dtype, progress, keep):
     if progress is not None:
       progress(start + len(rows), len(missing))
   return vectors
+
+
+def _sources(encoder, stores, cache_dir, dtype) -> dict[str, FeatureStore]:
+  """The encoder's among the stores, and its cache if there is one."""
+  folder = cache_folder(encoder, cache_dir, dtype)
+  if (folder / 'store.json').exists():
+    stores = [*stores, folder]
+  return {
+    str(path): FeatureStore(path)
+    for path in stores
+    if _identity(read_spec(path)) == (encoder.name, encoder.version)
+  }
 
 
 def _identity(spec: Spec) -> tuple[str, str]:

@@ -24,6 +24,7 @@ import safetensors.numpy
 
 from pal_jax.errors import InputError
 from pal_jax.features import checks
+from pal_jax.features.rows import Read, read_from
 
 _FIELD = 'features'
 _TEXT_FIELDS = ('texts', 'ids')
@@ -91,6 +92,18 @@ class Precomputed:
       InputError: names the first text that the file does not have, and says
         how many there are; or as the class.
     """
+    return self._vectors[self.rows_of(texts)].astype(np.float32, copy=False)
+
+  def reader(self, texts: Sequence[str]) -> Read:
+    """Reads rows of what `encode` gives, in the dtype of the file."""
+    return read_from([self.read], np.zeros(()), self.rows_of(texts))
+
+  def read(self, rows: np.ndarray) -> np.ndarray:
+    """Rows [N] of the file."""
+    return self._vectors[rows]
+
+  def rows_of(self, texts: Sequence[str]) -> np.ndarray:
+    """The row [N] of each text in the file; raises as `encode`."""
     checks.check_texts(texts)
     row_of = self._row_number if self._row_of is None else self._row_of.get
     rows = [row_of(text) for text in texts]
@@ -101,7 +114,7 @@ class Precomputed:
         f'{len(missing) - 1} more of the {len(texts)} texts asked for '
         f'{self._what_it_has()}'
       )
-    return self._vectors[rows].astype(np.float32, copy=False)
+    return np.array(rows, np.int64)
 
   def _row_number(self, text: str) -> int | None:
     """The row that an id names as '0', '17'; None if it names none."""

@@ -23,6 +23,7 @@ from pal_jax.adaptation.statistics import uses_network, weight_logits
 from pal_jax.ideal_points import PREFERENCES
 from pal_jax.models.pal_a import POINTS
 from pal_jax.models.pal_b import PalB
+from pal_jax.structs import FeatureTable
 from tests.adaptation import oracle
 from tests.adaptation.oracle import K, N, P, U, pal_a, pal_b
 
@@ -398,3 +399,35 @@ def assert_as_good_as_scipy(users, model, variables, table, c, prior):
     value = problem.value(oracle.log_weights_64(users, user))
     best = problem.minimum([problem.log_prior])
     assert value <= best + 1e-4 * max(1, value)
+
+
+class Gate:
+  """A table on the host that says how many rows it was asked for."""
+
+  def __init__(self, rows):
+    self.rows, self.shape, self.asked = rows, rows.shape, []
+
+  def __getitem__(self, index):
+    found = self.rows[index]
+    self.asked.append(len(found))
+    return found
+
+
+@pytest.mark.parametrize('point', ['f(P)w', 'PAL-B'])
+def test_a_long_table_is_placed_in_blocks(monkeypatch, point):
+  model = build(point, 'cosine')
+  variables = oracle.variables_of(model)
+  rng = np.random.default_rng(0)
+  width = oracle.make_table().items.shape[1]
+  table = FeatureTable(
+    *(rng.normal(size=(n, width)).astype(np.float32) for n in (23, 11))
+  )
+  whole = place(model, variables, table)
+  monkeypatch.setattr(module, '_BLOCK', 5)
+  gates = FeatureTable(Gate(table.items), Gate(table.prompts))
+  found = place(model, variables, gates)
+  for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(whole), strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+  assert gates.items.asked == [5] * 5
+  # The prototypes of PAL-A are those of any prompt.
+  assert gates.prompts.asked == [5] * (3 if point == 'PAL-B' else 1)
