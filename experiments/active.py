@@ -156,7 +156,8 @@ def summarise(setting: str, curves: dict, seed: int = 0) -> list[dict]:
   for strategy in STRATEGIES:
 
     def needed(draw, margin, curve=curves[strategy]):
-      target = curves['random'][draw, -1].mean() - margin
+      # The same sum as the curve's: rounding must not make random miss itself.
+      target = curves['random'][draw].mean(0)[-1] - margin
       return questions_needed(curve[draw].mean(0), target)
 
     def interval(margin, needed=needed):
