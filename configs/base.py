@@ -303,6 +303,10 @@ def train() -> ConfigDict:
   # agree 0.05 gains half a point there; on a small corpus it loses more than a
   # point for everybody else.
   config.population_rate = 0.0
+  # Whether a step reads and writes the rows of its batch's users alone, for
+  # tables of many thousands: Adam is then the lazy one (`pal_jax.user_rows`).
+  config.sparse_users = False
+  config.shard_users = False  # splits the user table over the devices; jit
   config.log_every = 50  # steps
   config.checkpoint_every = 100  # steps; validates and saves
   config.select = 'best'  # parameters reported: 'best' by validation, 'last'

@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from pal_jax.errors import InputError
 from pal_jax.shared_rows import Room, merge_shards, share_shards
 from pal_jax.structs import Batch, Comparisons, FeatureTable
+from pal_jax.user_rows import ROW_MULTIPLE, is_table
 
 MODES = ('jit', 'pmap')
 PLACEMENTS = ('auto', 'device', 'host')
@@ -118,19 +119,29 @@ def jit_step(
   mesh: Mesh,
   room: Room | None = None,
   source: FeatureTable | None = None,
+  by_user_row: bool = False,
+  split_table_of=None,
 ) -> CompiledStep:
-  """step(state, batch, table, key) with the batch sharded over the mesh."""
+  """step(state, batch, table, key) with the batch sharded over the mesh.
+
+  The state is given away: its arrays are used for the next one, so that rows
+  of a long table are changed where they lie.
+  """
   whole = NamedSharding(mesh, PartitionSpec())
   split = NamedSharding(mesh, PartitionSpec(AXIS))
+  held = whole
+  if split_table_of is not None:
+    held = _split_table(split_table_of, mesh)
   compiled = jax.jit(
     step,
-    in_shardings=(whole, split, whole, whole),
-    out_shardings=(whole, whole),
+    in_shardings=(held, split, whole, whole),
+    out_shardings=(held, whole),
+    donate_argnums=0,
   )
   devices = mesh.devices.tolist()
 
   def prepare(comparisons: Comparisons) -> Batch:
-    (shared,) = share_shards([comparisons], len(devices), room)
+    (shared,) = share_shards([comparisons], len(devices), room, by_user_row)
     # Ids tell the rows of all shards apart, hence first merged, then shared.
     merged = _take_features(_share_of(merge_shards(shared), devices), source)
     return _send(merged, split)
@@ -143,6 +154,7 @@ def pmap_step(
   devices=None,
   room: Room | None = None,
   source: FeatureTable | None = None,
+  by_user_row: bool = False,
 ) -> CompiledStep:
   """The same by pmap: replicated state in and out, the batch split."""
   devices = _all_devices() if devices is None else devices
@@ -156,7 +168,7 @@ def pmap_step(
   split = NamedSharding(make_mesh(devices), PartitionSpec(AXIS))
 
   def prepare(comparisons: Comparisons) -> Batch:
-    (shared,) = share_shards([comparisons], len(devices), room)
+    (shared,) = share_shards([comparisons], len(devices), room, by_user_row)
     mine = _take_features(_share_of(shared, devices), source)
     return mine if jax.process_count() > 1 else _send(mine, split)
 
@@ -169,6 +181,8 @@ def compile_step(
   devices=None,
   room: Room | None = None,
   source: FeatureTable | None = None,
+  by_user_row: bool = False,
+  split_table_of=None,
 ) -> CompiledStep:
   """`jit_step` on a mesh of the devices, or `pmap_step`.
 
@@ -180,11 +194,20 @@ def compile_step(
       default all that it can have.
     source: the table, if it is to stay on the host: batches then bring their
       features along, and the step's table is None.
+    by_user_row: whether the step works on the rows of a batch's users alone.
+    split_table_of: a state like those that the step will be given, if its user
+      table is to be split over the devices; only under jit.
+
+  Returns:
+    A step that is given its state, under jit: the arrays of the state before
+    cannot be used again.
   """
   check_mode(mode)
   if mode == 'pmap':
-    return pmap_step(step, devices, room, source)
-  return jit_step(step, make_mesh(devices), room, source)
+    return pmap_step(step, devices, room, source, by_user_row)
+  return jit_step(
+    step, make_mesh(devices), room, source, by_user_row, split_table_of
+  )
 
 
 def map_users(function: Callable, devices=None) -> tuple[Callable, int]:
@@ -212,6 +235,39 @@ def map_users(function: Callable, devices=None) -> tuple[Callable, int]:
     check_vma=False,
   )
   return jax.jit(mapped), mesh.devices.size
+
+
+def _split_table(tree, mesh: Mesh):
+  """A tree of shardings: the user table by rows, everything else whole."""
+  number = mesh.devices.size
+  if ROW_MULTIPLE % number:
+    raise InputError(
+      f'train.shard_users=True splits {ROW_MULTIPLE} rows evenly, which '
+      f'{number} devices cannot have: take a power of two, or set it to False'
+    )
+  whole = NamedSharding(mesh, PartitionSpec())
+  rows = NamedSharding(mesh, PartitionSpec(AXIS))
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: rows if is_table(path) else whole, tree
+  )
+
+
+def place_split(tree, devices=None):
+  """`place`, with the rows of the user table split over the devices."""
+  mesh = make_mesh(devices)
+  return jax.tree.map(_put_whole, tree, _split_table(tree, mesh))
+
+
+def _put_whole(x, sharding: NamedSharding):
+  """An array that all processes have, as one of all of them."""
+  x = np.asarray(x)
+  return jax.make_array_from_callback(x.shape, sharding, lambda at: x[at])
+
+
+def gather_table(tree, devices=None):
+  """What `place_split` split, whole on every device again."""
+  whole = NamedSharding(make_mesh(devices), PartitionSpec())
+  return jax.jit(lambda x: x, out_shardings=whole)(tree)
 
 
 def place(tree, mode: str, devices=None):

@@ -74,8 +74,27 @@ def _stack(batches: list[Batch]) -> Batch:
   return jax.tree.map(lambda *x: np.stack(x), *batches)
 
 
+_NOBODY = np.iinfo(np.int32).max  # past every user table
+
+
+def _share_users(comparisons: Comparisons):
+  """[...] with places for users, and the distinct users [...], filled up.
+
+  Of the whole batch: a user on two devices is one row, which both change.
+  """
+  shape = comparisons.user.shape
+  found, place = np.unique(comparisons.user, return_inverse=True)
+  users = np.full(comparisons.user.size, _NOBODY, np.int32)
+  users[: found.size] = found
+  place = place.astype(np.int32).reshape(shape)
+  return comparisons.replace(user=place), users.reshape(shape)
+
+
 def share_shards(
-  batches: Sequence[Comparisons], shards: int = 1, room: Room | None = None
+  batches: Sequence[Comparisons],
+  shards: int = 1,
+  room: Room | None = None,
+  by_user_row: bool = False,
 ) -> list[Batch]:
   """Comparisons [B] -> `Batch`es [shards, ...], all of the same shapes.
 
@@ -83,8 +102,15 @@ def share_shards(
     batches: of equal numbers of comparisons.
     shards: parts of equal size, each of which has rows of its own.
     room: of `measure_room`; by default all that a shard can have.
+    by_user_row: whether a step works on the rows of the batch's users alone.
+      The shards of a batch have them all between them.
   """
   parts = [split(batch, shards) for batch in batches]
+  users = [None] * (len(parts) * shards)
+  if by_user_row:
+    shared = [_share_users(part) for part in parts]
+    parts = [part for part, _ in shared]
+    users = [row for _, rows in shared for row in rows]
   parts = [part[i] for part in parts for i in range(shards)]
   found = [
     (_distinct(part.items, part.mask), _distinct(part.prompt, part.mask))
@@ -102,8 +128,9 @@ def share_shards(
       _padded(items[2], room[0], np.float32),
       _padded(prompts[0], room[1], np.int32),
       _padded(prompts[2], room[1], np.float32),
+      mine,
     )
-    for part, (items, prompts) in zip(parts, found, strict=True)
+    for part, (items, prompts), mine in zip(parts, found, users, strict=True)
   ]
   return [_stack(shared[i : i + shards]) for i in range(0, len(shared), shards)]
 

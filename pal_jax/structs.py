@@ -54,6 +54,9 @@ class Batch:
   item_count: Array  # [S] float32
   prompts: Array  # [T] int32, rows of FeatureTable.prompts
   prompt_count: Array  # [T] float32
+  # [B] int32, the distinct users, then rows past the table, where a step works
+  # on their rows alone; `comparisons.user` are then places among them.
+  users: 'Array | None' = None
   # [S, D] and [T, D] of these rows, where the table is not on the device.
   features: 'FeatureTable | None' = None
 

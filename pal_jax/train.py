@@ -35,6 +35,7 @@ from pal_jax.prefetch import Prefetch
 from pal_jax.saved_model import MODEL_FOLDER, from_training, save_model
 from pal_jax.shared_rows import measure_room
 from pal_jax.structs import FeatureTable
+from pal_jax.user_rows import ROW_MULTIPLE, trim
 from pal_jax.writer import MetricsWriter, Progress, write_json, write_text
 
 CONFIG_FILE = 'config.json'
@@ -88,6 +89,14 @@ def check_config(config) -> None:
         f'train.{field}={config.train[field]!r} is unknown: expected one of '
         f'{known}'
       )
+  if config.train.shard_users and (
+    config.parallel != 'jit' or not config.train.sparse_users
+  ):
+    raise InputError(
+      f'train.shard_users=True with parallel={config.parallel!r} and '
+      f'train.sparse_users={config.train.sparse_users}: a split user table '
+      'needs parallel=jit and train.sparse_users=True'
+    )
   check_method(config.adaptation.method)
   if config.adaptation.strength < 0 or config.evaluation.resamples < 1:
     raise InputError(
@@ -240,10 +249,17 @@ def variables_of(state: steps.TrainState) -> dict:
   return {'params': state.params, **state.model_state}
 
 
+def _trained_model(experiment: Experiment) -> models.IdealPointModel:
+  """The model, with rows for every device where the user table is split."""
+  if not experiment.config.train.shard_users:
+    return experiment.model
+  return experiment.model.clone(row_multiple=ROW_MULTIPLE)
+
+
 def _initial_state(experiment: Experiment, key):
   config = experiment.config
   return steps.create_state(
-    experiment.model,
+    _trained_model(experiment),
     lambda params: optimizer.create(
       config.optimizer, params, config.train.num_steps
     ),

@@ -15,6 +15,7 @@ from pal_jax.mixtures import comparison_log_likelihoods
 from pal_jax.models.ideal_point_model import IdealPointModel, Outputs, Rows
 from pal_jax.numerics import is_known
 from pal_jax.structs import Batch, Comparisons, FeatureTable
+from pal_jax.user_rows import put_rows, take_rows
 
 
 @flax.struct.dataclass
@@ -100,6 +101,17 @@ def create_objective(train_config, model_config) -> Objective:
     raise InputError(
       f'train.population_rate={rate} must be in [0, 1): the share of examples '
       'whose user is replaced by the population'
+    )
+  if train_config.sparse_users and user_level:
+    raise InputError(
+      'train.sparse_users=True works on rows of the user table, which '
+      "model.mixture_level='user' has none of: leave it False"
+    )
+  if train_config.sparse_users and rate:
+    raise InputError(
+      f'train.population_rate={rate} needs the mean of all users at every step, '
+      'and train.sparse_users=True leaves them alone: set one of the two to 0.0 '
+      'or False'
     )
   return Objective(
     losses.LOSSES[name],
@@ -219,7 +231,8 @@ def train_step(
   """One step on a batch, or on this device's share of it under pmap.
 
   Sums and the global count are combined over devices and divided once, so
-  that uneven masks change nothing.
+  that uneven masks change nothing. A batch that names its users is worked on
+  with their rows of the table alone (`user_rows`).
 
   Args:
     state: before the step.
@@ -233,6 +246,12 @@ def train_step(
     The next state, and sums over the global batch.
   """
   batch = shared.comparisons
+  users, params, opt_state = shared.users, state.params, state.opt_state
+  if users is not None:
+    if axis_name is not None:
+      users = jax.lax.all_gather(users, axis_name, tiled=True)
+    params, opt_state = take_rows((params, opt_state), users)
+    model = model.clone(num_users=len(users), row_multiple=1)
   key = jax.random.fold_in(key, state.step)
   if axis_name is not None:
     key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
@@ -267,7 +286,7 @@ def train_step(
     return mean, (out, new_state, reported, bound)
 
   grads, (out, new_state, reported, bound) = jax.grad(local_loss, has_aux=True)(
-    state.params
+    params
   )
   grads = _sum_over_devices(grads, axis_name)
   metrics = _sum_over_devices(
@@ -275,11 +294,16 @@ def train_step(
     axis_name,
   )
   metrics = metrics.replace(gradient_norm=optax.tree.norm(grads))
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  updates, opt_state = optimizer.update(grads, opt_state, params)
+  params = optax.apply_updates(params, updates)
+  if users is not None:
+    params, opt_state = put_rows(
+      (state.params, state.opt_state), (params, opt_state), users
+    )
   return (
     TrainState(
       step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
+      params=params,
       model_state=dict(new_state),
       opt_state=opt_state,
     ),

@@ -70,6 +70,7 @@ class IdealPointModel(nn.Module):
   compute_dtype: str = 'float32'  # of the projectors' products, or 'bfloat16'
   matryoshka: tuple[int, ...] = ()  # widths of nested prefixes of P
   axis_name: str | None = None  # of a pmap, for batch norm
+  row_multiple: int = 1  # which the rows of the user table are filled up to
 
   def setup(self):
     self.embedder = Projector(name='projector', **self.projector_fields())
@@ -86,7 +87,7 @@ class IdealPointModel(nn.Module):
       self.user_logits = self.param(
         'user_logits',
         nn.initializers.normal(self.init_user_scale),
-        (self.num_users, self.num_prototypes),
+        (self.num_rows, self.num_prototypes),
       )
       self.log_temperature = self.param(
         'log_temperature', nn.initializers.zeros, ()
@@ -104,6 +105,11 @@ class IdealPointModel(nn.Module):
       'compute_dtype': self.compute_dtype,
       'axis_name': self.axis_name,
     }
+
+  @property
+  def num_rows(self) -> int:
+    """Of the user table: its users', and those that fill it up."""
+    return -(-self.num_users // self.row_multiple) * self.row_multiple
 
   @property
   def user_level(self) -> bool:
@@ -180,7 +186,8 @@ class IdealPointModel(nn.Module):
       prior = jax.nn.log_softmax(self.class_logits)
       return jnp.broadcast_to(prior, (*user.shape, self.num_prototypes))
     # -1 wraps to the last row even with mode='fill': send it off the table.
-    row = jnp.where(user < 0, self.num_users, user)
+    outside = (user < 0) | (user >= self.num_users)
+    row = jnp.where(outside, self.num_rows, user)
     logits = jnp.take(
       self.user_logits, row, axis=0, mode='fill', fill_value=jnp.nan
     )
