@@ -16,7 +16,16 @@ import jax
 import ml_collections
 import numpy as np
 
-from pal_jax import data, features, models, optimizer, parallel, report
+from pal_jax import (
+  data,
+  features,
+  models,
+  optimizer,
+  parallel,
+  report,
+  starts,
+  user_solves,
+)
 from pal_jax import train_step as steps
 from pal_jax.adaptation import Prior, check_method, place, score
 from pal_jax.checkpoint import Checkpointer
@@ -85,6 +94,8 @@ def check_config(config) -> None:
         f'train.{field}={config.train[field]!r} is unknown: expected one of '
         f'{known}'
       )
+  starts.check_config(config)
+  user_solves.check_config(config)
   check_method(config.adaptation.method)
   if config.adaptation.strength < 0 or config.evaluation.resamples < 1:
     raise InputError(
@@ -118,6 +129,8 @@ def create_experiment(config, like: Experiment | None = None) -> Experiment:
     feature_width=table.items.shape[-1],
     axis_name=parallel.axis_name(config.parallel),
   )
+  if config.train.user_solver != 'adam':
+    user_solves.check_model(model)
   return Experiment(config, dataset, table, model, objective)
 
 
@@ -253,13 +266,99 @@ def _batcher(experiment: Experiment) -> Batcher:
   )
 
 
+def start_users(experiment: Experiment, params) -> dict:
+  """Parameters whose users begin as `train.start` says."""
+  config = experiment.config
+  if config.train.start == 'random':
+    return params
+  found = starts.spectral_log_weights(
+    experiment.dataset.train,
+    experiment.table,
+    *np.shape(params['user_logits']),
+    config.seed,
+  )
+  return params | {'user_logits': found}
+
+
+class Steps:
+  """state, metrics = steps(state, step): what training does in one step.
+
+  The compiled step on its batch and then, when it is due, the users' weights
+  solved for: a function of state and step, so that a resumed run does the
+  same. The optimiser's moments stay: a solve changes where the users are, not
+  how steep the loss is, and resetting them would forget the scale of a step.
+  """
+
+  def __init__(self, experiment: Experiment, optimizer, key):
+    config = experiment.config
+    self._experiment, self._key = experiment, key
+    self._mode = config.parallel
+    self._table = parallel.place(experiment.table, self._mode)
+    self._batcher = _batcher(experiment)
+    self._run = parallel.compile_step(
+      steps.bind(
+        experiment.model,
+        optimizer,
+        experiment.objective,
+        experiment.model.axis_name,
+      ),
+      self._mode,
+      room=measure_room([self._batcher], parallel.num_devices()),
+    )
+    self._support = _solve_support(experiment)
+
+  def __call__(self, state, step: int):
+    state, metrics = self._run(
+      state, self._batcher(step), self._table, self._key
+    )
+    train = self._experiment.config.train
+    if self._support is not None and due(
+      step + 1, train.solve_every, train.num_steps
+    ):
+      state = self.solve(state)
+    return state, metrics
+
+  def solve(self, state):
+    """The state with all users' weights solved for.
+
+    Every process solves for itself, on one device, as it validates.
+    """
+    found = user_solves.solve_users(
+      self._experiment.model,
+      parallel.localize(variables_of(state)),
+      parallel.localize(self._table),
+      self._support,
+      self._experiment.config.train.solve_strength,
+    )
+    placed = parallel.place(found, self._mode)
+    return state.replace(params={**state.params, 'user_logits': placed})
+
+
+def _solve_support(experiment: Experiment):
+  """[U, N] what users are solved from; None without solves."""
+  if experiment.config.train.user_solver == 'adam':
+    return None
+  dataset = experiment.dataset
+  return user_solves.group_training(dataset.train, dataset.num_users)
+
+
+def begin(experiment: Experiment) -> tuple[steps.TrainState, Steps]:
+  """The state before the first step, not placed yet, and the steps."""
+  init_key, step_key = jax.random.split(jax.random.key(experiment.config.seed))
+  state, tx = _initial_state(experiment, init_key)
+  state = state.replace(params=start_users(experiment, state.params))
+  return state, Steps(experiment, tx, step_key)
+
+
 def check_training(experiment: Experiment) -> None:
   """Refuses what `train` would refuse, by shapes alone.
 
   Raises:
-    InputError: from the optimiser, the model's shapes or the batches.
+    InputError: from the optimiser, the model's shapes, the batches or the
+      weights of comparisons.
   """
   _batcher(experiment)
+  _solve_support(experiment)
   jax.eval_shape(
     lambda key: _initial_state(experiment, key)[0], jax.random.key(0)
   )
@@ -275,9 +374,9 @@ def train(
 ) -> tuple[steps.TrainState, tuple[Prior, dict], dict[str, float]]:
   """Trains to the end, from the latest intact checkpoint if there is one.
 
-  Order of operations, for each step: batch, step, read the metrics of the
-  step before (one late, so that the device is never idle), and when due:
-  log, validate, save. When SIGTERM came, to whichever process: save, with the
+  Order of operations, for each step: batch, step, when due the users' solve
+  (`train.user_solver`), read the metrics of the step before (one late, so that
+  the device is never idle), and when due: log, validate, save. When SIGTERM came, to whichever process: save, with the
   sums since the last log, and stop.
 
   Several processes take the same steps and learn the same from them, down to
@@ -293,13 +392,10 @@ def train(
     Preempted: if `preemption` was requested; a checkpoint has the last step.
   """
   preemption = preemption or Preemption()
-  config, model = experiment.config, experiment.model
+  config = experiment.config
   train_config = config.train
   last = train_config.num_steps
-  key = jax.random.key(config.seed)
-  init_key, step_key = jax.random.split(key)
-  table = parallel.place(experiment.table, config.parallel)
-  state, tx = _initial_state(experiment, init_key)
+  state, take = begin(experiment)
   checkpointer = Checkpointer(workdir / 'checkpoints', say)
   restored = checkpointer.restore_latest(state)
   if restored is not None:
@@ -307,12 +403,6 @@ def train(
     say(f'resuming from step {int(state.step)} of {last}')
   start = int(state.step)
   state = parallel.place(state, config.parallel)
-  batcher = _batcher(experiment)
-  run = parallel.compile_step(
-    steps.bind(model, tx, experiment.objective, model.axis_name),
-    config.parallel,
-    room=measure_room([batcher], parallel.num_devices()),
-  )
   writer = (
     MetricsWriter(workdir / 'metrics.jsonl', start) if is_first() else None
   )
@@ -321,12 +411,12 @@ def train(
   window = _Window(
     None if restored is None else checkpointer.read_window(start)
   )
-  begin = time.perf_counter()
+  began = time.perf_counter()
   trained, trained_seconds, number = 0.0, 0.0, 0
   try:
     pending = None
     for step in range(start, last):
-      state, metrics = run(state, batcher(step), table, step_key)
+      state, metrics = take(state, step)
       if pending is not None:
         window.add(*pending)
       pending = (step + 1, metrics)
@@ -374,7 +464,7 @@ def train(
         if not saves:
           checkpointer.save(state, float('inf'))
         _stop(checkpointer, step + 1)
-    elapsed = time.perf_counter() - begin
+    elapsed = time.perf_counter() - began
     checkpointer.wait()
     if train_config.select == 'best':
       state = checkpointer.restore_best(parallel.fetch(state))
