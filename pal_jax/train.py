@@ -376,8 +376,8 @@ def train(
 
   Order of operations, for each step: batch, step, when due the users' solve
   (`train.user_solver`), read the metrics of the step before (one late, so that
-  the device is never idle), and when due: log, validate, save. When SIGTERM came, to whichever process: save, with the
-  sums since the last log, and stop.
+  the device is never idle), and when due: log, validate, save. When SIGTERM
+  came, to whichever process: save, with the sums since the last log, and stop.
 
   Several processes take the same steps and learn the same from them, down to
   validation, which each computes for itself.
