@@ -307,6 +307,16 @@ def train() -> ConfigDict:
   # tables of many thousands: Adam is then the lazy one (`pal_jax.user_rows`).
   config.sparse_users = False
   config.shard_users = False  # splits the user table over the devices; jit
+  # Users at first: 'random' (model.init_user_scale), or 'spectral', in K
+  # clusters by the mean of their signed feature differences.
+  config.start = 'random'
+  # Users' weights: 'adam', as all else, or 'alternating', where every
+  # `solve_every` steps all of them are also solved for exactly, the network
+  # held still, from all their training comparisons. (With
+  # model.mixture_level='user' there are none to solve for.)
+  config.user_solver = 'adam'
+  config.solve_every = 20  # steps
+  config.solve_strength = 1.0  # lambda of KL(w || population), nats
   config.log_every = 50  # steps
   config.checkpoint_every = 100  # steps; validates and saves
   config.select = 'best'  # parameters reported: 'best' by validation, 'last'

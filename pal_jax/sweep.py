@@ -28,7 +28,7 @@ from pal_jax.sweep_program import (
   Structure,
   compile_program,
 )
-from pal_jax.train import Experiment, create_experiment
+from pal_jax.train import Experiment, create_experiment, start_users
 
 # Numbers in memory that the runs of a call have: a quarter of a gigabyte.
 _AT_ONCE = 2**26
@@ -173,20 +173,34 @@ def _groups(count: int, at_once: int, divisor: int) -> np.ndarray:
   return np.minimum(np.arange(groups * size), count - 1).reshape(groups, size)
 
 
-def _initial_states(program: Program, common, runs, rows, start: Start | None):
-  """[(Runs, TrainState, Selected)] of the groups."""
+def _replace_params(state, group, start: Start):
+  """The states of a group with what `start` makes of their parameters."""
+  params = [
+    start(int(i), jax.tree.map(lambda x, j=j: x[j], state.params))
+    for j, i in enumerate(group)
+  ]
+  return state.replace(params=jax.tree.map(lambda *x: jnp.stack(x), *params))
+
+
+def _initial_states(
+  program: Program, common, runs, rows, own: Start | None, start: Start | None
+):
+  """[(Runs, TrainState, Selected)] of the groups.
+
+  Args:
+    program, common, runs: of the sweep.
+    rows: numbers of runs [groups, size].
+    own: how the runs' configs begin; never selected, as in `train.train`.
+    start: of `train_runs`.
+  """
   out = []
   for group in rows:
     mine = jax.tree.map(lambda x, group=group: x[group], runs)
     state, selected = program.init(common, mine)
+    if own is not None:
+      state = _replace_params(state, group, own)
     if start is not None:
-      params = [
-        start(int(i), jax.tree.map(lambda x, j=j: x[j], state.params))
-        for j, i in enumerate(group)
-      ]
-      state = state.replace(
-        params=jax.tree.map(lambda *x: jnp.stack(x), *params)
-      )
+      state = _replace_params(state, group, start)
       selected = program.validate(common, (mine, state))
     out.append((mine, state, selected))
   return out
@@ -225,14 +239,19 @@ def train_runs(
     What stands for each (`train.select`), in numpy, in their order.
 
   Raises:
-    InputError: if they are not alike, or a loss is no longer finite, naming
-      the run.
+    InputError: if they are not alike, solve for users' weights, or a loss is
+      no longer finite, naming the run.
   """
   _check_alike(experiments)
   first = experiments[0]
   configs = [e.config for e in experiments]
   numbers = grid.find_numbers(configs)
   config, model = first.config.train, first.model
+  if config.user_solver != 'adam':
+    raise InputError(
+      f'train.user_solver={config.user_solver!r} has no form in a sweep: train '
+      "the runs one by one (pal_jax.main), or set train.user_solver='adam'"
+    )
   structure = Structure(
     model.clone(axis_name=None),
     first.objective,
@@ -264,7 +283,13 @@ def train_runs(
     keys[:, 0], keys[:, 1], streams.places, table_of, dataset_of, numbers
   )
   rows = _groups(count, at_once or _runs_at_once(first), program.divisor)
-  groups = _initial_states(program, common, runs, rows, start)
+  own = None
+  if config.start != 'random':
+
+    def own(i, params):
+      return start_users(experiments[i], params)
+
+  groups = _initial_states(program, common, runs, rows, own, start)
   last = config.num_steps
   for begin in range(0, last, config.checkpoint_every):
     stop = min(begin + config.checkpoint_every, last)

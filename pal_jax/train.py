@@ -16,7 +16,16 @@ import jax
 import ml_collections
 import numpy as np
 
-from pal_jax import data, features, models, optimizer, parallel, report
+from pal_jax import (
+  data,
+  features,
+  models,
+  optimizer,
+  parallel,
+  report,
+  starts,
+  user_solves,
+)
 from pal_jax import train_step as steps
 from pal_jax.adaptation import Prior, check_method, place, score
 from pal_jax.checkpoint import Checkpointer
@@ -97,6 +106,13 @@ def check_config(config) -> None:
       f'train.sparse_users={config.train.sparse_users}: a split user table '
       'needs parallel=jit and train.sparse_users=True'
     )
+  if config.train.shard_users and config.train.user_solver != 'adam':
+    raise InputError(
+      f'train.user_solver={config.train.user_solver!r} solves for all users on '
+      'one device: with train.shard_users=True it must be adam'
+    )
+  starts.check_config(config)
+  user_solves.check_config(config)
   check_method(config.adaptation.method)
   if config.adaptation.strength < 0 or config.evaluation.resamples < 1:
     raise InputError(
@@ -136,6 +152,8 @@ def create_experiment(config, like: Experiment | None = None) -> Experiment:
     feature_width=table.items.shape[-1],
     axis_name=parallel.axis_name(config.parallel),
   )
+  if config.train.user_solver != 'adam':
+    user_solves.check_model(model)
   return Experiment(config, dataset, table, model, objective, on_host)
 
 
@@ -278,13 +296,134 @@ def _batcher(experiment: Experiment) -> Batcher:
   )
 
 
+def start_users(experiment: Experiment, params) -> dict:
+  """Parameters whose users begin as `train.start` says."""
+  config = experiment.config
+  if config.train.start == 'random':
+    return params
+  num_users = experiment.model.num_users
+  found = starts.spectral_log_weights(
+    experiment.dataset.train,
+    experiment.table,
+    num_users,
+    experiment.model.num_prototypes,
+    config.seed,
+  )
+  users = params['user_logits']
+  return params | {'user_logits': users.at[:num_users].set(found)}
+
+
+class Steps:
+  """state, metrics = steps(state, step): what training does in one step.
+
+  The compiled step on its batch and then, when it is due, the users' weights
+  solved for: a function of state and step, so that a resumed run does the
+  same. The optimiser's moments stay: a solve changes where the users are, not
+  how steep the loss is, and resetting them would forget the scale of a step.
+
+  States are those of `place`, and each is given away to the next.
+  """
+
+  def __init__(self, experiment: Experiment, optimizer, key, like):
+    config = experiment.config
+    model = _trained_model(experiment)
+    self._experiment, self._key = experiment, key
+    self._mode, self._splits = config.parallel, config.train.shard_users
+    on_host = experiment.on_host
+    self._table = (
+      None if on_host else parallel.place(experiment.table, self._mode)
+    )
+    self._batcher = _batcher(experiment)
+    self._run = parallel.compile_step(
+      steps.bind(model, optimizer, experiment.objective, model.axis_name),
+      self._mode,
+      room=measure_room([self._batcher], parallel.num_devices()),
+      source=experiment.table if on_host else None,
+      by_user_row=config.train.sparse_users,
+      split_table_of=like if self._splits else None,
+    )
+    self._support = _solve_support(experiment)
+
+  def batches(self, start: int, last: int) -> Prefetch:
+    """Those of steps start .. last, made ahead where that pays; close it."""
+    return Prefetch(
+      self._prepare,
+      range(start, last),
+      parallel.batches_ahead(self._experiment.on_host),
+    )
+
+  def _prepare(self, step: int):
+    return self._run.prepare(self._batcher(step))
+
+  def __call__(self, state, step: int, batch=None):
+    """Takes step number `step`, on its batch if it was made ahead."""
+    if batch is None:
+      batch = self._prepare(step)
+    state, metrics = self._run.step(state, batch, self._table, self._key)
+    train = self._experiment.config.train
+    if self._support is not None and due(
+      step + 1, train.solve_every, train.num_steps
+    ):
+      state = self.solve(state)
+    return state, metrics
+
+  def place(self, state):
+    """A state on the devices, as the compiled step expects it."""
+    if self._splits:
+      return parallel.place_split(state)
+    return parallel.place(state, self._mode)
+
+  def whole(self, state):
+    """A state, each of whose arrays every process has."""
+    return parallel.gather_table(state) if self._splits else state
+
+  def variables(self, state) -> dict:
+    """What `experiment.model` takes, on one device of this process."""
+    found = parallel.localize(variables_of(self.whole(state)))
+    return trim(found, self._experiment.model.num_users)
+
+  def solve(self, state):
+    """The state with all users' weights solved for.
+
+    Every process solves for itself, on one device, as it validates.
+    """
+    table = self._table
+    found = user_solves.solve_users(
+      self._experiment.model,
+      parallel.localize(variables_of(state)),
+      self._experiment.table if table is None else parallel.localize(table),
+      self._support,
+      self._experiment.config.train.solve_strength,
+    )
+    placed = parallel.place(found, self._mode)
+    return state.replace(params={**state.params, 'user_logits': placed})
+
+
+def _solve_support(experiment: Experiment):
+  """[U, N] what users are solved from; None without solves."""
+  if experiment.config.train.user_solver == 'adam':
+    return None
+  dataset = experiment.dataset
+  return user_solves.group_training(dataset.train, dataset.num_users)
+
+
+def begin(experiment: Experiment) -> tuple[steps.TrainState, Steps]:
+  """The state before the first step, not placed yet, and the steps."""
+  init_key, step_key = jax.random.split(jax.random.key(experiment.config.seed))
+  state, tx = _initial_state(experiment, init_key)
+  state = state.replace(params=start_users(experiment, state.params))
+  return state, Steps(experiment, tx, step_key, state)
+
+
 def check_training(experiment: Experiment) -> None:
   """Refuses what `train` would refuse, by shapes alone.
 
   Raises:
-    InputError: from the optimiser, the model's shapes or the batches.
+    InputError: from the optimiser, the model's shapes, the batches or the
+      weights of comparisons.
   """
   _batcher(experiment)
+  _solve_support(experiment)
   jax.eval_shape(
     lambda key: _initial_state(experiment, key)[0], jax.random.key(0)
   )
@@ -300,10 +439,10 @@ def train(
 ) -> tuple[steps.TrainState, tuple[Prior, dict], dict[str, float]]:
   """Trains to the end, from the latest intact checkpoint if there is one.
 
-  Order of operations, for each step: batch, step, read the metrics of the
-  step before (one late, so that the device is never idle), and when due:
-  log, validate, save. When SIGTERM came, to whichever process: save, with the
-  sums since the last log, and stop.
+  Order of operations, for each step: batch, step, when due the users' solve
+  (`train.user_solver`), read the metrics of the step before (one late, so that
+  the device is never idle), and when due: log, validate, save. When SIGTERM
+  came, to whichever process: save, with the sums since the last log, and stop.
 
   Several processes take the same steps and learn the same from them, down to
   validation, which each computes for itself.
@@ -318,33 +457,18 @@ def train(
     Preempted: if `preemption` was requested; a checkpoint has the last step.
   """
   preemption = preemption or Preemption()
-  config, model = experiment.config, experiment.model
+  config = experiment.config
   train_config = config.train
   last = train_config.num_steps
-  key = jax.random.key(config.seed)
-  init_key, step_key = jax.random.split(key)
-  on_host = experiment.on_host
-  table = None if on_host else parallel.place(experiment.table, config.parallel)
-  state, tx = _initial_state(experiment, init_key)
+  state, take = begin(experiment)
   checkpointer = Checkpointer(workdir / 'checkpoints', say)
   restored = checkpointer.restore_latest(state)
   if restored is not None:
     state = restored
     say(f'resuming from step {int(state.step)} of {last}')
   start = int(state.step)
-  state = parallel.place(state, config.parallel)
-  batcher = _batcher(experiment)
-  run = parallel.compile_step(
-    steps.bind(model, tx, experiment.objective, model.axis_name),
-    config.parallel,
-    room=measure_room([batcher], parallel.num_devices()),
-    source=experiment.table if on_host else None,
-  )
-  batches = Prefetch(
-    lambda step: run.prepare(batcher(step)),
-    range(start, last),
-    parallel.batches_ahead(on_host),
-  )
+  state = take.place(state)
+  batches = take.batches(start, last)
   writer = (
     MetricsWriter(workdir / 'metrics.jsonl', start) if is_first() else None
   )
@@ -353,12 +477,12 @@ def train(
   window = _Window(
     None if restored is None else checkpointer.read_window(start)
   )
-  begin = time.perf_counter()
+  began = time.perf_counter()
   trained, trained_seconds, number = 0.0, 0.0, 0
   try:
     pending = None
     for step, batch in enumerate(batches, start):
-      state, metrics = run.step(state, batch, table, step_key)
+      state, metrics = take(state, step, batch)
       if pending is not None:
         window.add(*pending)
       pending = (step + 1, metrics)
@@ -368,7 +492,9 @@ def train(
         if stops:
           window.add(*pending)
           # Never the best: it is not one that an undisturbed run would have.
-          checkpointer.save(state, float('inf'), window=window.dump())
+          checkpointer.save(
+            take.whole(state), float('inf'), window=window.dump()
+          )
           _stop(checkpointer, step + 1)
         continue
       window.add(*pending)
@@ -383,7 +509,7 @@ def train(
       )
       saves = due(step + 1, train_config.checkpoint_every, last)
       if saves:
-        variables = parallel.localize(variables_of(state))
+        variables = take.variables(state)
         validation = validate(experiment, variables)
         # The loss of a step is that before its update.
         _check_finite('validation loss', validation['nll'], step + 1)
@@ -399,17 +525,20 @@ def train(
       if saves:
         learned = population(experiment, variables)
         checkpointer.save(
-          state, validation['nll'], vars(learned[0]), learned[1]
+          take.whole(state), validation['nll'], vars(learned[0]), learned[1]
         )
       window.restart()
       if stops:
         if not saves:
-          checkpointer.save(state, float('inf'))
+          checkpointer.save(take.whole(state), float('inf'))
         _stop(checkpointer, step + 1)
-    elapsed = time.perf_counter() - begin
+    elapsed = time.perf_counter() - began
     checkpointer.wait()
     if train_config.select == 'best':
-      state = checkpointer.restore_best(parallel.fetch(state))
+      state = checkpointer.restore_best(parallel.fetch(take.whole(state)))
+    else:
+      state = take.whole(state)
+    state = state.replace(params=trim(state.params, experiment.model.num_users))
     arrays, summary = checkpointer.read_prior(int(state.step))
   finally:
     batches.close()

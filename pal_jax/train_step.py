@@ -109,9 +109,9 @@ def create_objective(train_config, model_config) -> Objective:
     )
   if train_config.sparse_users and rate:
     raise InputError(
-      f'train.population_rate={rate} needs the mean of all users at every step, '
-      'and train.sparse_users=True leaves them alone: set one of the two to 0.0 '
-      'or False'
+      f'train.population_rate={rate} needs the mean of all users at each step, '
+      'and train.sparse_users=True leaves most of them alone: set one of the '
+      'two to 0.0 or False'
     )
   return Objective(
     losses.LOSSES[name],

@@ -106,6 +106,19 @@ def test_numbers_of_noise_are_swept_too():
     assert_close(together[i], sweep.train_runs([experiment])[0])
 
 
+def test_runs_that_begin_in_clusters_are_those_of_train(tmp_path):
+  config = make_config(**SHORT, **{'train.start': 'spectral'})
+  (experiment,) = sweep.create_experiments([config])
+  (selected,) = sweep.train_runs([experiment])
+  state, _, _ = train.train(experiment, tmp_path / 'run', progress=False)
+  variables = train.variables_of(state)
+  found = train.validate(experiment, variables)
+  assert_close(
+    selected,
+    sweep.Selected(state.step, variables, found['nll'], found['accuracy']),
+  )
+
+
 def test_rows_of_a_grid_name_their_values():
   rows = sweep.run_grid(
     make_config(**SHORT), {RATE: [0.03, 0.3], 'seed': [4]}, progress=False
