@@ -6,11 +6,13 @@ writes what came out; pytest starts it so and reads that.
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -21,10 +23,12 @@ from pal_jax import models, parallel
 from pal_jax import train_step as steps
 from pal_jax.errors import InputError
 from pal_jax.structs import FeatureTable, make_comparisons
+from pal_jax.user_rows import ROW_MULTIPLE, put_rows, take_rows, trim
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_DEVICES, NUM_STEPS = 8, 6
 NUM_USERS, NUM_ITEMS, FEATURES = 5, 20, 6
+LONG_TABLE = 2**16
 
 # Dropout and Gumbel noise are left out: under pmap each device draws its own.
 CASES = {
@@ -36,7 +40,9 @@ CASES = {
   },
   'batch norm': {'point': 'f(Pw)', 'batch_norm': True},
   'fewer comparisons than devices': {'projector': 'identity', 'width': 6},
+  'rows of users': {'point': 'Pw'},
 }
+ROWS = 'rows of users'  # a step works on those of its batch alone
 # With features here and there, and with dropout.
 PLACED = 'PAL-B, placed'
 # Neither is a multiple of the number of devices.
@@ -74,6 +80,7 @@ def train(
   num_devices: int,
   on_host: bool = False,
   dropout: float = 0.0,
+  splits: bool = False,
 ) -> dict:
   rng = np.random.default_rng(0)
   table = FeatureTable(
@@ -101,14 +108,27 @@ def train(
   axis = parallel.axis_name(mode)
   model = models.create(
     config, num_users=NUM_USERS, feature_width=FEATURES, axis_name=axis
-  )
+  ).clone(row_multiple=ROW_MULTIPLE if splits else 1)
   # Not Adam: it divides rounding errors of a zero gradient by themselves.
   optimizer = optax.sgd(0.05, momentum=0.9)
   objective = steps.create_objective(train_config, config)
   key = jax.random.key(0)
   devices = jax.devices()[:num_devices]
   state, _ = steps.create_state(model, lambda params: optimizer, key, table)
-  state = parallel.place(state, mode, devices)
+  if splits:  # of the longer table the rows that count are those of the others
+    short, _ = steps.create_state(
+      model.clone(row_multiple=1), lambda params: optimizer, key, table
+    )
+    users = short.params['user_logits']
+    state.params['user_logits'] = (
+      state.params['user_logits'].at[:NUM_USERS].set(users)
+    )
+  like = state if splits else None
+  state = (
+    parallel.place_split(state, devices)
+    if splits
+    else parallel.place(state, mode, devices)
+  )
   source = table if on_host else None
   table = None if on_host else parallel.place(table, mode, devices)
   bound = steps.bind(model, optimizer, objective, axis)
@@ -118,14 +138,25 @@ def train(
     traces.append(1)
     return bound(*args)
 
-  run = parallel.compile_step(step, mode, devices, source=source)
+  run = parallel.compile_step(
+    step,
+    mode,
+    devices,
+    source=source,
+    by_user_row=case == ROWS,
+    split_table_of=like,
+  )
   history = []
   for i in range(NUM_STEPS):
     batch = batch_of(i, BATCH_SIZES[case])
     state, metrics = run(state, batch, table, key)
     # Read at every step: many in flight abort a process of made-up devices.
     history.append([float(x) for x in jax.tree.leaves(metrics)])
-  flat, _ = ravel_pytree(parallel.fetch((state.params, state.model_state)))
+  rows = state.params.get('user_logits', jnp.zeros(0)).addressable_shards
+  if splits:
+    state = parallel.gather_table(state, devices)
+  params = trim(state.params, NUM_USERS)
+  flat, _ = ravel_pytree(parallel.fetch((params, state.model_state)))
   used = {len(x.devices()) for x in jax.tree.leaves(state.params)}
   return {
     'metrics': history,
@@ -133,6 +164,7 @@ def train(
     'devices': sorted(used),
     'traces': len(traces),
     'step': int(state.step),
+    'rows': sorted({len(shard.data) for shard in rows}),
   }
 
 
@@ -147,7 +179,32 @@ def main(path: str) -> None:
     for mode in ('jit', 'pmap')
     for where in ('device', 'host')
   }
+  results[ROWS]['split'] = train(ROWS, 'jit', NUM_DEVICES, splits=True)
+  results['communication'] = communication()
   Path(path).write_text(json.dumps(results), encoding='utf-8')
+
+
+def communication() -> list[int]:
+  """Rows of what devices send each other in a step with a split table."""
+  from jax.sharding import NamedSharding, PartitionSpec
+
+  mesh = parallel.make_mesh()
+  rows = NamedSharding(mesh, PartitionSpec(parallel.AXIS))
+  tree = {'user_logits': jnp.zeros((LONG_TABLE, 2))}
+  users = jnp.arange(NUM_DEVICES * 4, dtype=jnp.int32)
+
+  def step(tree, users):
+    taken = take_rows(tree, users)
+    return put_rows(tree, jax.tree.map(jnp.sin, taken), users)
+
+  compiled = jax.jit(
+    step, in_shardings=(rows, rows), out_shardings=rows, donate_argnums=0
+  )
+  text = compiled.lower(tree, users).compile().as_text()
+  sent = re.findall(
+    r'= \w+\[(\d+)[^ ]* (?:all-\w+|collective-\w+|reduce-scatter)\(', text
+  )
+  return [int(rows) for rows in sent]
 
 
 @pytest.fixture(scope='module')
@@ -183,6 +240,21 @@ def test_eight_devices_equal_one(results, case, mode):
     many['metrics'], one['metrics'], rtol=1e-5, atol=1e-5
   )
   np.testing.assert_allclose(many['state'], one['state'], rtol=1e-5, atol=1e-5)
+
+
+def test_a_split_table_gives_the_numbers_of_a_whole_one(results):
+  one, split = results[ROWS]['one device'], results[ROWS]['split']
+  assert split['traces'] == 1
+  assert one['rows'] == [NUM_USERS]
+  assert split['rows'] == [ROW_MULTIPLE // NUM_DEVICES]
+  for part in ('metrics', 'state'):
+    np.testing.assert_allclose(split[part], one[part], rtol=1e-5, atol=1e-5)
+
+
+def test_a_split_table_stays_where_it_is(results):
+  """What is sent grows with the batch, not with the table."""
+  sent = results['communication']
+  assert sent and max(sent) <= NUM_DEVICES * 4 < LONG_TABLE // NUM_DEVICES
 
 
 @pytest.mark.parametrize('case', CASES)

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from pal_jax.data import batching
 from pal_jax.data.batching import Batcher, pad, stream_rows, weight_by_user
 from pal_jax.errors import InputError
 from pal_jax.structs import make_comparisons
@@ -164,6 +165,37 @@ def test_the_stream_is_one_permutation_after_the_other():
     assert sorted(rows[start : start + 10]) == list(range(10))
   np.testing.assert_array_equal(rows[7:26], stream_rows(5, 7, 19, 10))
   np.testing.assert_array_equal(stream_rows(5, 10**9, 3, 1), [0, 0, 0])
+
+
+@pytest.mark.parametrize('size', [1, 2, 10, 63, 64, 65, 1000])
+def test_a_long_permutation_is_one_without_being_drawn(monkeypatch, size):
+  monkeypatch.setattr(batching, 'MOST_DRAWN', 0)
+  epochs = [stream_rows(4, e * size, size, size) for e in range(3)]
+  for epoch in epochs:
+    np.testing.assert_array_equal(np.sort(epoch), np.arange(size))
+  np.testing.assert_array_equal(
+    stream_rows(4, size // 3, size, size),
+    np.concatenate(epochs)[size // 3 : size // 3 + size],
+  )
+  if size == 1000:
+    other = stream_rows(5, 0, size, size)
+    orders = [*epochs, other, np.arange(size)]
+    for i, a in enumerate(orders):
+      for b in orders[:i]:
+        # Of a thousand numbers about one stays where it is.
+        assert np.sum(a == b) < 10
+    # Neighbours are strangers.
+    assert abs(np.corrcoef(epochs[0][:-1], epochs[0][1:])[0, 1]) < 0.15
+
+
+def test_users_who_stand_in_order_need_no_sorting():
+  data = table([3, 1, 4])
+  sorted_data = data[np.argsort(data.user, kind='stable')]
+  for step in range(3):
+    a, b = (
+      Batcher(each, 6, 0, by_user=True)(step) for each in (data, sorted_data)
+    )
+    assert_equal(a, b)
 
 
 def test_inverse_counts_give_every_user_the_same_total_and_a_mean_of_one():
