@@ -7,8 +7,8 @@ comparisons each, half of them across behaviours).
   python -m pal_jax.main --config=configs/persona.py --workdir=FOLDER
 
 Under two minutes on two CPU cores. Expected over five seeds
-(results/persona_k_sweep): 0.977 +- 0.008 for seen users on unseen statements,
-0.977 +- 0.012 for unseen users with ten comparisons, 0.50 for one score for
+(results/persona_k_sweep): 0.971 +- 0.006 for seen users on unseen statements,
+0.972 +- 0.007 for unseen users with ten comparisons, 0.50 for one score for
 everybody.
 
 --config=configs/persona.py:download fetches the published statements (Perez et
