@@ -127,18 +127,19 @@ def validates(step: int, last: int) -> bool:
 def train_curve(experiment) -> list[Point]:
   """Trains to the end of the schedule, with a look now and then."""
   begin = time.perf_counter()
-  state, take = training.begin(experiment)
-  state = parallel.place(state, experiment.config.parallel)
-  used, metrics = take(state, 0)
+  first, take = training.begin(experiment)
+  first = parallel.fetch(first)  # a step is given its state: one for each use
+  used, metrics = take(take.place(first), 0)
   if experiment.config.train.user_solver != 'adam':
     used = take.solve(used)
   jax.block_until_ready((used, metrics))
   cold = time.perf_counter() - begin
   begin = time.perf_counter()
-  jax.block_until_ready(training.start_users(experiment, state.params))
+  jax.block_until_ready(training.start_users(experiment, first.params))
   warm = time.perf_counter() - begin
   curve = []
   last = experiment.config.train.num_steps
+  state = take.place(first)
   begin = time.perf_counter()
   for step in range(last):
     state, metrics = take(state, step)
@@ -149,8 +150,7 @@ def train_curve(experiment) -> list[Point]:
     jax.block_until_ready(state)
     spent = time.perf_counter() - begin
     warm, cold = warm + spent, cold + spent
-    variables = training.variables_of(parallel.fetch(state))
-    found = training.validate(experiment, variables)
+    found = training.validate(experiment, take.variables(state))
     curve.append(Point(step + 1, warm, cold, found['nll'], found['accuracy']))
     begin = time.perf_counter()
   return curve

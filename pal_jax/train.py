@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
@@ -309,7 +310,7 @@ def start_users(experiment: Experiment, params) -> dict:
     experiment.model.num_prototypes,
     config.seed,
   )
-  users = params['user_logits']
+  users = jnp.asarray(params['user_logits'])
   return params | {'user_logits': users.at[:num_users].set(found)}
 
 
