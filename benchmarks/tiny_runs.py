@@ -1,5 +1,6 @@
 """Tiny runs in processes of their own, to be stopped, killed and compared."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -100,6 +101,15 @@ class Kill:
   step: int  # the last that metrics.jsonl tells of
 
 
+def _unfinished(folder: Path) -> set[tuple[str, int]]:
+  """Checkpoints that are being written, or were when a run was killed."""
+  found = set()
+  for path in folder.glob(_WRITING):
+    with contextlib.suppress(FileNotFoundError):  # just finished
+      found.add((path.name, path.stat().st_ino))
+  return found
+
+
 def kill(workdir: Path, run: int, after: float, writing: bool) -> Kill | None:
   """Starts a run and kills it; None if it had ended before.
 
@@ -109,13 +119,15 @@ def kill(workdir: Path, run: int, after: float, writing: bool) -> Kill | None:
     after: seconds.
     writing: to wait, then, until a checkpoint is being written.
   """
+  folder = workdir / 'checkpoints'
+  left_over = _unfinished(folder)
+  logged = last_step(workdir)
   process = start(workdir)
   begin = time.monotonic()
-  folder = workdir / 'checkpoints'
   try:
     while process.poll() is None:
       now = time.monotonic() - begin
-      busy = any(folder.glob(_WRITING))
+      busy = _unfinished(folder) - left_over
       if now >= after and (busy or not writing):
         break
       time.sleep(0.001)
@@ -128,11 +140,11 @@ def kill(workdir: Path, run: int, after: float, writing: bool) -> Kill | None:
   if process.returncode != -signal.SIGKILL:
     raise RuntimeError(f'exit status {process.returncode}: {output[-3000:]}')
   step = last_step(workdir)
-  if any(folder.glob(_WRITING)):
+  if _unfinished(folder) - left_over:
     during = 'writing a checkpoint'
   elif 'adapting to unseen users' in output:
     during = 'evaluating and reporting'
-  elif step:
+  elif step != logged:
     during = 'training'
   else:
     during = 'starting'
