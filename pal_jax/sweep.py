@@ -18,7 +18,9 @@ from pal_jax import grid, parallel
 from pal_jax.data.batching import Batcher, weight_by_user
 from pal_jax.errors import InputError
 from pal_jax.evaluate import evaluate, group_by_user
+from pal_jax.experiment import Experiment, create_experiment
 from pal_jax.shared_rows import measure_room, merge_shards, share_shards
+from pal_jax.stepping import start_users
 from pal_jax.structs import Batch, Comparisons, FeatureTable
 from pal_jax.sweep_program import (
   Common,
@@ -28,7 +30,6 @@ from pal_jax.sweep_program import (
   Structure,
   compile_program,
 )
-from pal_jax.train import Experiment, create_experiment, start_users
 
 # Numbers in memory that the runs of a call have: a quarter of a gigabyte.
 _AT_ONCE = 2**26

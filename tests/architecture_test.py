@@ -47,6 +47,8 @@ ORDER = (
   'reward_model',
   'convert',
   'export',
+  'experiment',
+  'stepping',
   'train',
   'grid',
   'sweep_program',

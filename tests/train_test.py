@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from pal_jax import parallel
+from pal_jax import parallel, stepping
 from pal_jax import train as training
 from pal_jax.errors import InputError
 from pal_jax.preemption import Preempted, Preemption
@@ -263,7 +263,7 @@ def test_where_a_run_was_asked_to_stop_is_never_the_best(
     with pytest.raises(Preempted):
       train(experiment, workdir, preemption=preemption)
   checkpointer = training.Checkpointer(workdir / 'checkpoints')
-  like, _ = training._initial_state(experiment, jax.random.key(0))
+  like, _ = stepping._initial_state(experiment, jax.random.key(0))
   assert int(checkpointer.restore_latest(like).step) == 3
   with pytest.raises(InputError, match='no intact checkpoint'):
     checkpointer.restore_best(like)

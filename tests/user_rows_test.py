@@ -9,7 +9,7 @@ import pytest
 
 import pal_jax
 from configs import tiny
-from pal_jax import optimizer, parallel
+from pal_jax import models, optimizer, parallel
 from pal_jax import train as training
 from pal_jax import train_step as steps
 from pal_jax.errors import InputError
@@ -40,7 +40,7 @@ def take_steps(batches, by_user_row: bool, **fields):
   table = FeatureTable(
     rng.normal(size=(ITEMS, D)).astype(np.float32), np.zeros((1, D), np.float32)
   )
-  model = training.models.create(config.model, num_users=U, feature_width=D)
+  model = models.create(config.model, num_users=U, feature_width=D)
   state, tx = steps.create_state(
     model,
     lambda params: optimizer.create(config.optimizer, params, 40),

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from configs import tiny
-from pal_jax import adaptation, parallel, sweep, train, user_solves
+from pal_jax import (
+  adaptation,
+  parallel,
+  stepping,
+  sweep,
+  train,
+  user_solves,
+)
 from pal_jax.errors import InputError
 from pal_jax.losses import logistic
 from pal_jax.numerics import log_mean_weights
@@ -107,7 +114,7 @@ def test_a_resumed_run_with_solves_ends_as_an_uninterrupted_one(
   experiment = train.create_experiment(
     make_config(parallel=mode, train__select='last')
   )
-  solve, solved = train.Steps.solve, []
+  solve, solved = stepping.Steps.solve, []
 
   def count(self, state):
     solved.append(int(state.step))
@@ -119,11 +126,11 @@ def test_a_resumed_run_with_solves_ends_as_an_uninterrupted_one(
     return solve(self, state)
 
   with monkeypatch.context() as patch:
-    patch.setattr(train.Steps, 'solve', count)
+    patch.setattr(stepping.Steps, 'solve', count)
     wanted = run(experiment, tmp_path / 'whole')
   assert solved == [7, 14, 21, 28, 30]
   with monkeypatch.context() as patch, pytest.raises(Killed):
-    patch.setattr(train.Steps, 'solve', die)
+    patch.setattr(stepping.Steps, 'solve', die)
     run(experiment, tmp_path / 'cut')
   resumed = run(experiment, tmp_path / 'cut')
   jax.tree.map(np.testing.assert_array_equal, resumed, wanted)

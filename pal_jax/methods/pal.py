@@ -12,11 +12,11 @@ from pal_jax import adaptation, models, parallel
 from pal_jax import train_step as steps
 from pal_jax.errors import InputError
 from pal_jax.evaluate import learn_prior, seen_log_weights
+from pal_jax.experiment import Experiment
 from pal_jax.methods.base import Method, Pairs, Task, adapt_users
 from pal_jax.methods.em import Classes, Em
 from pal_jax.structs import FeatureTable, make_comparisons
 from pal_jax.sweep import train_runs
-from pal_jax.train import Experiment
 
 STARTS = ('random', 'em')
 
