@@ -41,7 +41,7 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from benchmarks.timing import describe_devices
-from configs import fewer_steps, persona, polis, simulation
+from configs import base, fewer_steps, persona, polis, simulation
 from pal_jax import cli, parallel
 from pal_jax import train as training
 from pal_jax.writer import write_json, write_text
@@ -72,9 +72,9 @@ def _persona(mixture: float):
 
 
 def _polis():
-  config = polis.get_config()
-  with config.unlocked():
-    config.data.path = _POLIS.value
+  config = base.get_config()  # configs/polis.py is shortened already
+  config.data = polis.get_config().data
+  config.data.path = _POLIS.value
   return config
 
 

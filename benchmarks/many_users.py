@@ -57,7 +57,6 @@ _PASSES = flags.DEFINE_integer('passes', 3, 'Of `train`.', lower_bound=1)
 _CELL = flags.DEFINE_string('cell', '', 'One measurement; for the processes.')
 
 METHODS = ('dense', 'sparse', 'sparse_by_user')
-MOST_DENSE = 1_000_000  # users; past it a step takes seconds
 ANSWERS = 10  # comparisons of a user
 ITEMS, DIMENSION, PROTOTYPES = 2000, 8, 4
 STEP_SIZE, TRAIN_SIZE = 8192, 65_536  # comparisons of a batch
@@ -270,12 +269,7 @@ def make_row(method, training, data, size, rate, milliseconds) -> Row:
 def cells() -> list[tuple[str, int]]:
   sizes = [10**e for e in range(3, 8) if 10**e <= _MOST.value]
   return [
-    *(
-      (method, users)
-      for users in sizes
-      for method in METHODS
-      if method != 'dense' or users <= MOST_DENSE
-    ),
+    *((method, users) for users in sizes for method in METHODS),
     ('train', sizes[-1]),
   ]
 

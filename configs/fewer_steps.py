@@ -2,8 +2,8 @@
 
   python -m pal_jax.main --config=configs/fewer_steps.py --workdir=FOLDER
 
-`:persona` (the default), `:polis`, `:partition` and `:mixture` are the
-experiments of configs/persona.py, polis.py and simulation.py; the paper has
+`:persona` (the default), `:partition` and `:mixture` are the experiments of
+configs/persona.py and simulation.py; configs/polis.py trains so. The paper has
 none of it. What it gains, and what each part gains, is measured by
 
   python -m benchmarks.fewer_steps --out=FILE.json
@@ -11,7 +11,7 @@ none of it. What it gains, and what each part gains, is measured by
 `shorten` and `solve` change any other config alike.
 """
 
-from configs import persona, polis, simulation
+from configs import persona, simulation
 
 
 def shorten(config):
@@ -61,7 +61,6 @@ def solve(config, freeze: bool = False):
 def get_config(which: str = 'persona'):
   known = {
     'persona': persona.get_config,
-    'polis': polis.get_config,
     'partition': simulation.get_config,
     'mixture': lambda: simulation.get_config('mixture'),
   }

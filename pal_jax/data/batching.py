@@ -8,11 +8,11 @@ from pal_jax.errors import InputError
 from pal_jax.structs import Comparisons
 
 # Past it a permutation is computed where it is read: one of 10^8 numbers takes
-# ten seconds and 0.8 GB to draw.
-MOST_DRAWN = 2**24
+# seconds and 0.8 GB to draw.
+MOST_DRAWN = 2**22
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=16)  # a sweep draws from many in turn; 0.5 GB
 def _permutation(seed: int, epoch: int, size: int) -> np.ndarray:
   return np.random.default_rng([seed, epoch]).permutation(size)
 
