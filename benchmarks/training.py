@@ -210,7 +210,12 @@ def draw(measured: list[tuple[People, Curves]], path: Path) -> None:
       xlabel='seconds of training, compilation included',
       ylabel='validation accuracy of seen users',
     )
-  panels[0].legend(fontsize=7, loc='upper left')
+  figure.legend(
+    *panels[0].get_legend_handles_labels(),
+    loc='outside lower center',
+    ncols=len(SIZES),
+    fontsize=8,
+  )
   figure.savefig(path, dpi=150)
 
 
