@@ -14,6 +14,7 @@ from pal_jax.structs import Comparisons, FeatureTable
 STARTS = ('random', 'spectral')
 RESTARTS = 10  # of k-means
 ITERATIONS = 25
+OVERSAMPLING, POWERS = 8, 20  # of the subspace iteration
 BLOCK = 2**14  # comparisons whose features are in memory at once
 CERTAINTY = 0.8  # weight that a user begins with on the own cluster
 
@@ -56,6 +57,23 @@ def signed_differences(
     )
     number[users] += np.add.reduceat(rows.mask.astype(float), start)
   return total / np.maximum(number, 1.0)[:, None]
+
+
+def principal_scores(x: np.ndarray, rank: int, seed: int) -> np.ndarray:
+  """[U, min(rank, D)] coordinates of x [U, D] in its principal directions.
+
+  By subspace iteration (Halko, Martinsson and Tropp 2011): thin products. A
+  whole factorisation took seconds beside other work, whose threads BLAS's
+  then wait for.
+  """
+  width = x.shape[-1]
+  rng = np.random.default_rng([seed, 4])
+  basis = rng.normal(size=(width, min(rank + OVERSAMPLING, width)))
+  for _ in range(POWERS):
+    basis, _ = np.linalg.qr(x.T @ (x @ basis))
+  scores = x @ basis
+  _, turn = np.linalg.eigh(scores.T @ scores)  # ascending
+  return scores @ turn[:, ::-1][:, :rank]
 
 
 def _squared_distances(points, centres) -> np.ndarray:
@@ -113,10 +131,7 @@ def spectral_log_weights(
   if num_prototypes == 1:
     return np.zeros((num_users, 1), np.float32)
   s = signed_differences(comparisons, table, num_users)
-  s -= s.mean(0)
-  # Directions from the [D, D] products: users may be many.
-  _, directions = np.linalg.eigh(s.T @ s)  # ascending
-  points = s @ directions[:, ::-1][:, : num_prototypes - 1]
+  points = principal_scores(s - s.mean(0), num_prototypes - 1, seed)
   mine = find_clusters(points, num_prototypes, seed)
   rest = (1.0 - CERTAINTY) / (num_prototypes - 1)
   own = mine[:, None] == np.arange(num_prototypes)

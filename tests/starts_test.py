@@ -75,6 +75,13 @@ def test_signed_differences_by_hand_in_blocks_without_what_is_masked(
   np.testing.assert_allclose(found, wanted)
 
 
+def test_principal_scores_are_those_of_a_whole_factorisation():
+  x = np.random.default_rng(0).normal(size=(40, 30)) * 0.9 ** np.arange(30)
+  left, size, _ = np.linalg.svd(x, full_matrices=False)
+  found = starts.principal_scores(x, 3, seed=1)
+  np.testing.assert_allclose(abs(found), abs(left * size)[:, :3], atol=1e-3)
+
+
 def test_one_prototype_and_users_without_comparisons_will_do(planted):
   comparisons, table, _ = planted
   one = starts.spectral_log_weights(comparisons, table, USERS, 1, 0)
