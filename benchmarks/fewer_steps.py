@@ -8,6 +8,10 @@ and on simulations. Variants, side by side in one process:
 
 - `joint`: the config as it stands, all by Adam;
 - `joint_spectral`: the same, users start in spectral clusters;
+- `raised_spectral`: that at three times the rates of projectors and
+  temperatures (configs/fewer_steps.py:raise_rates);
+- `raised_spectral_solved`: that, and all users' weights are solved for every
+  ten steps;
 - `short`: configs/fewer_steps.py:shorten, a third of the steps, higher rates;
 - `short_spectral`: that from spectral clusters (configs/fewer_steps.py);
 - `short_solved`: `short`, all users' weights solved for every ten steps;
@@ -87,6 +91,10 @@ DATASETS = {
 }
 
 
+def _raised_spectral(config):
+  return fewer_steps.begin_in_clusters(fewer_steps.raise_rates(config))
+
+
 def _short_solved(config):
   return fewer_steps.solve(fewer_steps.shorten(config))
 
@@ -94,6 +102,10 @@ def _short_solved(config):
 VARIANTS = {
   'joint': lambda config: config,
   'joint_spectral': fewer_steps.begin_in_clusters,
+  'raised_spectral': _raised_spectral,
+  'raised_spectral_solved': lambda config: fewer_steps.solve(
+    _raised_spectral(config)
+  ),
   'short': fewer_steps.shorten,
   'short_spectral': lambda config: fewer_steps.begin_in_clusters(
     fewer_steps.shorten(config)
