@@ -46,7 +46,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.timing import describe_devices
 from configs import base, fewer_steps, persona, polis, simulation
-from pal_jax import cli, parallel
+from pal_jax import cli, parallel, stepping
 from pal_jax import train as training
 from pal_jax.writer import write_json, write_text
 
@@ -147,7 +147,7 @@ def train_curve(experiment) -> list[Point]:
   jax.block_until_ready((used, metrics))
   cold = time.perf_counter() - begin
   begin = time.perf_counter()
-  jax.block_until_ready(training.start_users(experiment, first.params))
+  jax.block_until_ready(stepping.start_users(experiment, first.params))
   warm = time.perf_counter() - begin
   curve = []
   last = experiment.config.train.num_steps
