@@ -136,7 +136,10 @@ class Steps:
     return parallel.gather_table(state) if self._splits else state
 
   def variables(self, state) -> dict:
-    """What `experiment.model` takes, on one device of this process."""
+    """What `experiment.model` takes, on one device of this process.
+
+    They are the state's own arrays, and gone with its next step.
+    """
     found = parallel.localize(variables_of(self.whole(state)))
     return trim(found, self._experiment.model.num_users)
 
