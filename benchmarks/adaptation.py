@@ -25,8 +25,6 @@ three after a warm-up.
 
 import json
 import os
-import re
-import resource
 import subprocess
 import sys
 import tempfile
@@ -39,7 +37,7 @@ import numpy as np
 import optax
 from absl import flags
 
-from benchmarks.timing import best_of, describe_devices
+from benchmarks.timing import best_of, describe_devices, peak_bytes
 from pal_jax import adaptation, cli, parallel
 from pal_jax.adaptation import reference
 from pal_jax.adaptation.stream import Support, adapt_stream, compile_stream
@@ -374,17 +372,6 @@ def measure_end_to_end(problem: Problem, n: int, users: int) -> dict:
     'peak_bytes': found['peak_bytes'],
     **found['summary'],
   }
-
-
-def peak_bytes() -> int:
-  """The largest resident set of this process."""
-  status = Path('/proc/self/status')
-  if status.exists():
-    # What getrusage says on Linux begins with the size of the parent.
-    line = re.search(r'^VmHWM:\s+(\d+) kB', status.read_text(), re.MULTILINE)
-    return int(line.group(1)) * 1024
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-  return peak * (1 if sys.platform == 'darwin' else 1024)
 
 
 def stream_in_this_process(folder: Path) -> dict:

@@ -21,9 +21,6 @@ says how often the step was traced, hence compiled.
 import dataclasses
 import json
 import os
-import resource
-import shlex
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,7 +31,13 @@ import numpy as np
 from absl import flags
 
 from benchmarks import roofline
-from benchmarks.timing import describe_devices
+from benchmarks.timing import (
+  describe_devices,
+  made_by,
+  measure_apart,
+  peak_bytes,
+  save,
+)
 from configs import persona
 from pal_jax import cli, parallel
 from pal_jax import train as training
@@ -44,7 +47,6 @@ from pal_jax.features.table import normalize_rows
 from pal_jax.prefetch import Prefetch
 from pal_jax.shared_rows import measure_room
 from pal_jax.structs import FeatureTable, make_comparisons
-from pal_jax.writer import write_json, write_text
 
 _OUT = flags.DEFINE_string('out', None, 'JSON file to write.')
 _FOLDER = flags.DEFINE_string('folder', '', 'Of the file; temporary if empty.')
@@ -181,9 +183,14 @@ def measure_feed(path: Path, width: int, placement: str, ahead: int) -> Feed:
   placed = None if on_host else parallel.place(table, 'jit')
   del table
   each, _ = time_loop(run, batcher, state, placed, ahead, _SECONDS.value)
-  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
   return Feed(
-    width, placement, ahead, 1 / each, peak, _own_gigabytes(), len(traces)
+    width,
+    placement,
+    ahead,
+    1 / each,
+    peak_bytes() / 1e9,
+    _own_gigabytes(),
+    len(traces),
   )
 
 
@@ -191,18 +198,12 @@ def measure_feeds(path: Path) -> list[Feed]:
   found: dict[tuple, Feed] = {}
   for width in (roofline.WIDTH, persona.get_config().model.width):
     for way in ROUNDS * WAYS:
-      cell = ','.join(map(str, (width, *way)))
-      done = subprocess.run(
-        [
-          *(sys.executable, '-m', 'benchmarks.feeds', f'--cell={cell}'),
-          *(f'--folder={path.parent}', f'--seconds={_SECONDS.value}'),
-          f'--out={_OUT.value}',
-        ],
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
+      found_apart = measure_apart(
+        'benchmarks.feeds',
+        ','.join(map(str, (width, *way))),
+        [f'--folder={path.parent}', f'--seconds={_SECONDS.value}'],
       )
-      feed = Feed(**json.loads(done.stdout.splitlines()[-1]))
+      feed = Feed(**found_apart)
       print(feed, file=sys.stderr, flush=True)
       before = found.get((width, *way), feed)
       found[width, *way] = max(before, feed, key=lambda f: f.steps_per_second)
@@ -275,7 +276,7 @@ def _difference(rows: list[Compute], field: str) -> str:
   return f'{each.mean():+.4f} (standard error {error:.4f})'
 
 
-def render(feeds, small, compute, made_by: str) -> str:
+def render(feeds, small, compute, command: str) -> str:
   size = _ROWS.value * roofline.FEATURES * 2 / 1e9
   shares = {f.width: hidden_share(feeds, f.width) for f in feeds}
   lines = [
@@ -329,7 +330,7 @@ def render(feeds, small, compute, made_by: str) -> str:
     f'bfloat16 less float32, paired by seed: NLL {_difference(compute, "nll")}'
     f', accuracy {_difference(compute, "accuracy")}.',
     '',
-    f'Made by `{made_by}`.',
+    f'Made by `{command}`.',
     '',
   ]
   return '\n'.join(lines)
@@ -353,11 +354,8 @@ def main() -> None:
   small = measure_small(experiment)
   compute = measure_compute(experiment)
   every = [*feeds, *small, *compute]
-  write_json(out, [dataclasses.asdict(row) for row in every])
-  made_by = shlex.join(['python', '-m', 'benchmarks.feeds', *sys.argv[1:]])
-  page = render(feeds, small, compute, made_by)
-  write_text(out.with_suffix('.md'), page)
-  print(page)
+  page = render(feeds, small, compute, made_by('benchmarks.feeds'))
+  save(out, [dataclasses.asdict(row) for row in every], page)
 
 
 if __name__ == '__main__':

@@ -162,7 +162,7 @@ def train_curve(experiment) -> list[Point]:
     jax.block_until_ready(state)
     spent = time.perf_counter() - begin
     warm, cold = warm + spent, cold + spent
-    found = training.validate(experiment, take.variables(state))
+    found = training.validate(experiment, take.variables(take.whole(state)))
     curve.append(Point(step + 1, warm, cold, found['nll'], found['accuracy']))
     begin = time.perf_counter()
   return curve

@@ -25,9 +25,6 @@ it, in files of the same name.
 import dataclasses
 import json
 import os
-import resource
-import shlex
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -37,7 +34,13 @@ import numpy as np
 from absl import flags
 from matplotlib.figure import Figure
 
-from benchmarks.timing import describe_devices
+from benchmarks.timing import (
+  describe_devices,
+  made_by,
+  measure_apart,
+  peak_bytes,
+  save,
+)
 from configs import simulation
 from pal_jax import cli, models, optimizer, parallel
 from pal_jax import train_step as steps
@@ -46,7 +49,6 @@ from pal_jax.prefetch import Prefetch
 from pal_jax.shared_rows import measure_room
 from pal_jax.structs import Comparisons, FeatureTable
 from pal_jax.user_rows import is_table
-from pal_jax.writer import write_json, write_text
 
 _OUT = flags.DEFINE_string('out', None, 'JSON file to write.')
 _MOST = flags.DEFINE_integer(
@@ -260,7 +262,7 @@ def make_row(method, training, data, size, rate, milliseconds) -> Row:
     users,
     rate,
     milliseconds,
-    resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+    peak_bytes() / 1e9,
     held / 1e9,
     training.table_bytes() / users,
   )
@@ -276,17 +278,12 @@ def cells() -> list[tuple[str, int]]:
 
 def run_cell(method: str, users: int) -> Row:
   """In a process of its own."""
-  command = [
-    sys.executable,
-    '-m',
+  found = measure_apart(
     'benchmarks.many_users',
-    f'--cell={method},{users}',
-    f'--seconds={_SECONDS.value}',
-    f'--passes={_PASSES.value}',
-    '--out=-',
-  ]
-  done = subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True)
-  row = Row(**json.loads(done.stdout))
+    f'{method},{users}',
+    [f'--seconds={_SECONDS.value}', f'--passes={_PASSES.value}'],
+  )
+  row = Row(**found)
   print(row, file=sys.stderr, flush=True)
   return row
 
@@ -313,7 +310,7 @@ def draw(rows: list[Row], path: Path) -> None:
   figure.savefig(path, dpi=150)
 
 
-def render(rows: list[Row], made_by: str) -> str:
+def render(rows: list[Row], command: str) -> str:
   train = rows[-1]
   lines = [
     '# Many users',
@@ -340,7 +337,7 @@ def render(rows: list[Row], made_by: str) -> str:
     f'its accuracy is {train.accuracy:.3f}; the mean of all users has '
     f'{train.one_score:.3f}.',
     '',
-    f'Made by `{made_by}`.',
+    f'Made by `{command}`.',
     '',
   ]
   return '\n'.join(lines)
@@ -359,12 +356,9 @@ def main() -> None:
   out = Path(_OUT.value)
   out.parent.mkdir(parents=True, exist_ok=True)
   rows = [run_cell(*cell) for cell in cells()]
-  write_json(out, [dataclasses.asdict(row) for row in rows])
   draw(rows, out.with_suffix('.png'))
-  made_by = shlex.join(['python', '-m', 'benchmarks.many_users', *sys.argv[1:]])
-  page = render(rows, made_by)
-  write_text(out.with_suffix('.md'), page)
-  print(page)
+  page = render(rows, made_by('benchmarks.many_users'))
+  save(out, [dataclasses.asdict(row) for row in rows], page)
 
 
 if __name__ == '__main__':

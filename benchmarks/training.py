@@ -32,7 +32,6 @@ import dataclasses
 import importlib.util
 import math
 import os
-import shlex
 import sys
 from pathlib import Path
 
@@ -43,11 +42,10 @@ from matplotlib.figure import Figure
 
 from benchmarks import race, reference_torch, roofline
 from benchmarks.race import SIZES, People, Stopwatch
-from benchmarks.timing import best_of, describe_devices
+from benchmarks.timing import best_of, describe_devices, made_by, save
 from pal_jax import adaptation, cli, parallel
 from pal_jax import train as training
 from pal_jax.data.dataset import UNSEEN_ITEMS
-from pal_jax.writer import write_json, write_text
 
 _OUT = flags.DEFINE_string('out', None, 'JSON file to write.')
 _SEEDS = flags.DEFINE_integer('seeds', 3, 'Of training.', lower_bound=1)
@@ -255,7 +253,7 @@ def render_race(rows: list[Row], curves: Curves) -> list[str]:
   ]
 
 
-def render(races, few, floors, machine, made_by) -> str:
+def render(races, few, floors, machine, command) -> str:
   lines = [
     '# Training',
     '',
@@ -300,7 +298,7 @@ def render(races, few, floors, machine, made_by) -> str:
       for f in floors
     ),
     '',
-    f'Made by `{made_by}`.',
+    f'Made by `{command}`.',
     '',
   ]
   return '\n'.join(lines)
@@ -340,12 +338,9 @@ def main() -> None:
     *(row for row, _ in few),
     *floor_rows,
   ]
-  write_json(out, [dataclasses.asdict(row) for row in every])
   draw(measured, out.with_suffix('.png'))
-  made_by = shlex.join(['python', '-m', 'benchmarks.training', *sys.argv[1:]])
-  page = render(races, few, floors, machine, made_by)
-  write_text(out.with_suffix('.md'), page)
-  print(page)
+  page = render(races, few, floors, machine, made_by('benchmarks.training'))
+  save(out, [dataclasses.asdict(row) for row in every], page)
 
 
 if __name__ == '__main__':

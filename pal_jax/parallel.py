@@ -267,7 +267,11 @@ def _put_whole(x, sharding: NamedSharding):
 def gather_table(tree, devices=None):
   """What `place_split` split, whole on every device again."""
   whole = NamedSharding(make_mesh(devices), PartitionSpec())
-  return jax.jit(lambda x: x, out_shardings=whole)(tree)
+  return jax.jit(_same, out_shardings=whole)(tree)
+
+
+def _same(tree):  # named, so that it is compiled once
+  return tree
 
 
 def place(tree, mode: str, devices=None):
@@ -281,6 +285,7 @@ def place(tree, mode: str, devices=None):
 
 
 def check_placement(placement: str) -> None:
+  """Raises InputError if the name is unknown."""
   if placement not in PLACEMENTS:
     raise InputError(
       f'features.placement={placement!r} is unknown: expected one of '

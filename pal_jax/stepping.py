@@ -135,12 +135,12 @@ class Steps:
     """A state, each of whose arrays every process has."""
     return parallel.gather_table(state) if self._splits else state
 
-  def variables(self, state) -> dict:
+  def variables(self, whole) -> dict:
     """What `experiment.model` takes, on one device of this process.
 
-    They are the state's own arrays, and gone with its next step.
+    They are the own arrays of what `whole` gave, and gone with the next step.
     """
-    found = parallel.localize(variables_of(self.whole(state)))
+    found = parallel.localize(variables_of(whole))
     return trim(found, self._experiment.model.num_users)
 
   def solve(self, state):

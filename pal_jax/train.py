@@ -226,7 +226,8 @@ def train(
       )
       saves = due(step + 1, train_config.checkpoint_every, last)
       if saves:
-        variables = take.variables(state)
+        held = take.whole(state)
+        variables = take.variables(held)
         validation = validate(experiment, variables)
         # The loss of a step is that before its update.
         _check_finite('validation loss', validation['nll'], step + 1)
@@ -241,9 +242,7 @@ def train(
         )
       if saves:
         learned = population(experiment, variables)
-        checkpointer.save(
-          take.whole(state), validation['nll'], vars(learned[0]), learned[1]
-        )
+        checkpointer.save(held, validation['nll'], vars(learned[0]), learned[1])
       window.restart()
       if stops:
         if not saves:
@@ -251,10 +250,9 @@ def train(
         _stop(checkpointer, step + 1)
     elapsed = time.perf_counter() - began
     checkpointer.wait()
+    state = take.whole(state)
     if train_config.select == 'best':
-      state = checkpointer.restore_best(parallel.fetch(take.whole(state)))
-    else:
-      state = take.whole(state)
+      state = checkpointer.restore_best(parallel.fetch(state))
     state = state.replace(params=trim(state.params, experiment.model.num_users))
     arrays, summary = checkpointer.read_prior(int(state.step))
   finally:

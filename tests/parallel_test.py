@@ -23,12 +23,11 @@ from pal_jax import models, parallel
 from pal_jax import train_step as steps
 from pal_jax.errors import InputError
 from pal_jax.structs import FeatureTable, make_comparisons
-from pal_jax.user_rows import ROW_MULTIPLE, put_rows, take_rows, trim
+from pal_jax.user_rows import ROW_MULTIPLE, trim
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_DEVICES, NUM_STEPS = 8, 6
 NUM_USERS, NUM_ITEMS, FEATURES = 5, 20, 6
-LONG_TABLE = 2**16
 
 # Dropout and Gumbel noise are left out: under pmap each device draws its own.
 CASES = {
@@ -146,6 +145,7 @@ def train(
     by_user_row=case == ROWS,
     split_table_of=like,
   )
+  sent = sent_rows(run, state, table, key) if splits else []
   history = []
   for i in range(NUM_STEPS):
     batch = batch_of(i, BATCH_SIZES[case])
@@ -165,7 +165,18 @@ def train(
     'traces': len(traces),
     'step': int(state.step),
     'rows': sorted({len(shard.data) for shard in rows}),
+    'sent': sent,
   }
+
+
+def sent_rows(run, state, table, key) -> list[int]:
+  """First axes of all arrays that devices send each other in a step."""
+  batch = run.prepare(batch_of(0, BATCH_SIZES[ROWS]))
+  text = run.step.lower(state, batch, table, key).compile().as_text()
+  found = re.findall(
+    r'= (.*?) (?:all-\w+|collective-\w+|reduce-scatter)(?:-start)?\(', text
+  )
+  return [int(n) for kind in found for n in re.findall(r'\w\[(\d+)', kind)]
 
 
 def main(path: str) -> None:
@@ -180,31 +191,7 @@ def main(path: str) -> None:
     for where in ('device', 'host')
   }
   results[ROWS]['split'] = train(ROWS, 'jit', NUM_DEVICES, splits=True)
-  results['communication'] = communication()
   Path(path).write_text(json.dumps(results), encoding='utf-8')
-
-
-def communication() -> list[int]:
-  """Rows of what devices send each other in a step with a split table."""
-  from jax.sharding import NamedSharding, PartitionSpec
-
-  mesh = parallel.make_mesh()
-  rows = NamedSharding(mesh, PartitionSpec(parallel.AXIS))
-  tree = {'user_logits': jnp.zeros((LONG_TABLE, 2))}
-  users = jnp.arange(NUM_DEVICES * 4, dtype=jnp.int32)
-
-  def step(tree, users):
-    taken = take_rows(tree, users)
-    return put_rows(tree, jax.tree.map(jnp.sin, taken), users)
-
-  compiled = jax.jit(
-    step, in_shardings=(rows, rows), out_shardings=rows, donate_argnums=0
-  )
-  text = compiled.lower(tree, users).compile().as_text()
-  sent = re.findall(
-    r'= \w+\[(\d+)[^ ]* (?:all-\w+|collective-\w+|reduce-scatter)\(', text
-  )
-  return [int(rows) for rows in sent]
 
 
 @pytest.fixture(scope='module')
@@ -253,8 +240,8 @@ def test_a_split_table_gives_the_numbers_of_a_whole_one(results):
 
 def test_a_split_table_stays_where_it_is(results):
   """What is sent grows with the batch, not with the table."""
-  sent = results['communication']
-  assert sent and max(sent) <= NUM_DEVICES * 4 < LONG_TABLE // NUM_DEVICES
+  sent = results[ROWS]['split']['sent']
+  assert BATCH_SIZES[ROWS] <= max(sent) < ROW_MULTIPLE // NUM_DEVICES
 
 
 @pytest.mark.parametrize('case', CASES)

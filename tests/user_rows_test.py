@@ -33,26 +33,29 @@ def batch_of(users, seed: int = 0):
   return make_comparisons(users, items, rng.integers(0, 2, users.size))
 
 
-def take_steps(batches, by_user_row: bool, **fields):
-  """The state before and after some steps, on the host."""
+def begin(num_users: int, by_user_row: bool, **fields):
+  """(compiled step, state, table), neither of which is placed."""
   config = make_config(**fields)
-  rng = np.random.default_rng(1)
-  table = FeatureTable(
-    rng.normal(size=(ITEMS, D)).astype(np.float32), np.zeros((1, D), np.float32)
-  )
-  model = models.create(config.model, num_users=U, feature_width=D)
+  items = np.random.default_rng(1).normal(size=(ITEMS, D))
+  table = FeatureTable(items.astype(np.float32), np.zeros((1, D), np.float32))
+  model = models.create(config.model, num_users=num_users, feature_width=D)
   state, tx = steps.create_state(
     model,
     lambda params: optimizer.create(config.optimizer, params, 40),
     jax.random.key(0),
     table,
   )
-  first = parallel.fetch(state)
+  objective = steps.create_objective(config.train, config.model)
   run = parallel.compile_step(
-    steps.bind(model, tx, steps.create_objective(config.train, config.model)),
-    'jit',
-    by_user_row=by_user_row,
+    steps.bind(model, tx, objective), 'jit', by_user_row=by_user_row
   )
+  return run, state, table
+
+
+def take_steps(batches, by_user_row: bool, **fields):
+  """The state before and after some steps, on the host."""
+  run, state, table = begin(U, by_user_row, **fields)
+  first = parallel.fetch(state)
   state, table = parallel.place((state, table), 'jit')
   for batch in batches:
     state, metrics = run(state, batch, table, jax.random.key(2))
@@ -125,23 +128,9 @@ def test_rows_past_the_table_are_read_as_zeros_and_never_written():
 def test_a_step_does_not_touch_the_whole_table():
   """In the compiled step it is given, and its rows are read and written."""
   users = 100_003
-  config = make_config()
-  table = FeatureTable(
-    np.zeros((ITEMS, D), np.float32), np.zeros((1, D), np.float32)
-  )
-  model = models.create(config.model, num_users=users, feature_width=D)
-  state, tx = steps.create_state(
-    model,
-    lambda params: optimizer.create(config.optimizer, params, 40),
-    jax.random.key(0),
-    table,
-  )
-  objective = steps.create_objective(config.train, config.model)
   operations = {}
   for by_user_row in (False, True):
-    run = parallel.compile_step(
-      steps.bind(model, tx, objective), 'jit', by_user_row=by_user_row
-    )
+    run, state, table = begin(users, by_user_row)
     batch = run.prepare(batch_of([5, 7, 7, 9]))
     lowered = run.step.lower(state, batch, table, jax.random.key(0))
     # As written, before XLA names and merges anything.

@@ -8,7 +8,9 @@ Read = Callable[[np.ndarray], np.ndarray]  # rows [N] -> vectors [N, D]
 _BLOCK = 16_384  # rows in memory while an array is made of all
 
 
-def read_from(sources: Sequence[Read], source: np.ndarray, row: np.ndarray):
+def read_from(
+  sources: Sequence[Read], source: np.ndarray, row: np.ndarray
+) -> Read:
   """One `Read` of M rows that lie in several places.
 
   Args:
